@@ -1,0 +1,130 @@
+"""The chapters: what exists, how a config of one is made, how it is run, and where its records are.
+
+    config = configure("mezo", scale="quick", device="cpu")
+    record = execute(config)          # runs it, or reuses the record of the same config and the same code
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from papercore.lab import claims
+from papercore.lab.config import SCALES, Config, checked_choice
+from papercore.lab.paths import record_folders, runs_folder
+from papercore.lab.progress import say
+from papercore.lab.record import Record
+from papercore.lab.stages import Stages
+
+
+@dataclasses.dataclass(frozen=True)
+class Chapter:
+    """A chapter of the book: slug, title, the part it stands in, the paper's number on arXiv."""
+
+    slug: str
+    title: str
+    part: str
+    arxiv: str
+
+
+CHAPTERS: dict[str, Chapter] = {
+    c.slug: c
+    for c in (Chapter("mezo", "MeZO: fine-tuning with just forward passes", "Optimisation", "2305.17333"),)
+}
+
+
+def load(slug: str) -> ModuleType:
+    """The experiment package of a chapter. ValueError for an unknown slug lists the known ones."""
+    checked_choice("chapter", slug, CHAPTERS)
+    return importlib.import_module(f"papercore.experiments.{slug}")
+
+
+def configure(slug: str, scale: str = "quick", device: str = "auto", seed: int = 0, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The config of a chapter at a scale.
+
+    Args:
+        overrides: fields by name, as given by papermill or `--set`.
+
+    Raises:
+        ValueError: unknown slug, scale, device or field (the message lists the valid ones).
+        TypeError: a value of the wrong kind.
+    """
+    experiment = load(slug)
+    checked_choice("scale", scale, SCALES)
+    taken = {"scale", "device", "seed"} & set(overrides or {})
+    if taken:
+        raise ValueError(f"overrides must not hold {', '.join(sorted(taken))}: these have a parameter of their own.")
+    return experiment.Config.at(scale, device=device, seed=seed, **dict(overrides or {}))
+
+
+def run_path(config: Config) -> Path:
+    """Where the record of this config goes when no file is named."""
+    return runs_folder() / config.slug / f"{config.scale}-{config.digest()}.json"
+
+
+def finished(config: Config, path: Path | None = None) -> Record | None:
+    """The record of exactly this config by exactly this code, if one is on disk."""
+    path = path or run_path(config)
+    if not path.is_file():
+        return None
+    record = Record.load(path)
+    return record if record.fresh and record.provenance.get("digest") == config.digest() else None
+
+
+def execute(config: Config, *, force: bool = False, out: str | Path | None = None) -> Record:
+    """Run a config and save its record, or reuse the finished one.
+
+    Args:
+        force: run even when a finished record is there.
+        out: file of the record (.json); default: runs/<slug>/<scale>-<digest>.json.
+
+    Raises:
+        OSError: the record's folder cannot be written; this is found out before the run, not after it.
+    """
+    path = Path(out) if out is not None else run_path(config)
+    if path.suffix != ".json":
+        raise ValueError(f"a record is a .json file, got --out {path}.")
+    if not force and (record := finished(config, path)):
+        say(f"{config.slug}: reusing {path} (same settings, same code; --force runs it again)")
+        return record
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stages = Stages.of(config)
+    if force:
+        stages.clear()
+    record = load(config.slug).run(config)
+    record.save(path)
+    stages.clear()
+    return record
+
+
+def records(slug: str, scale: str, *, own_runs: bool = True) -> list[Record]:
+    """Records of a chapter at a scale, the one to show first: fresh before stale, own runs before the book's, CUDA before CPU."""
+    names = [f"{scale}-cuda.json", f"{scale}-cpu.json", f"{scale}.json"]
+    paths = [folder / slug / name for folder in record_folders() for name in names]
+    if own_runs:
+        own = []
+        for device in ("auto", "cpu"):
+            config = configure(slug, scale, device)
+            own.append(run_path(config))
+        paths = [*dict.fromkeys(own), *paths]
+    found = [Record.load(p) for p in dict.fromkeys(paths) if p.is_file()]
+    return sorted(found, key=lambda record: not record.fresh)
+
+
+def scoreboard(slugs: Iterable[str] | None = None, scales: Iterable[str] = SCALES, *, own_runs: bool = True) -> list[claims.Row]:
+    """Every claim of the chapters at every scale with its verdict."""
+    rows = []
+    for slug in slugs or CHAPTERS:
+        checked_choice("chapter", slug, CHAPTERS)
+        shown = {scale: next(iter(records(slug, checked_choice("scale", scale, SCALES), own_runs=own_runs)), None) for scale in scales}
+        rows += [claims.judge(claim, scale, shown[scale]) for claim in claims.load_claims(slug) for scale in shown]
+    return rows
+
+
+def sweep_one(config: Config) -> str:
+    """One run of a sweep: execute, return the record's path (finished runs are skipped)."""
+    return str(execute(config).path)

@@ -1,0 +1,62 @@
+"""Where runs and records lie on disk.
+
+`runs/<slug>/<scale>-<digest>.json` holds any run; `book/records/<slug>/` the few that the book shows. Two environment
+variables move them: PAPERCORE_RUNS (where runs are written) and PAPERCORE_RECORDS (folders looked in before book/records).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import papercore
+
+
+def source_root() -> Path | None:
+    """The source tree that this package was imported from, or None for an installed copy."""
+    root = Path(papercore.__file__).resolve().parent.parent
+    return root if (root / "book" / "_toc.yml").is_file() else None
+
+
+def runs_folder() -> Path:
+    """Where runs are written: $PAPERCORE_RUNS, else runs/ in the source tree, else runs/ in the current folder."""
+    named = os.environ.get("PAPERCORE_RUNS")
+    return Path(named) if named else (source_root() or Path.cwd()) / "runs"
+
+
+def record_folders() -> list[Path]:
+    """Folders with records to show, first come first served."""
+    named = [Path(p) for p in os.environ.get("PAPERCORE_RECORDS", "").split(os.pathsep) if p]
+    root = source_root() or Path.cwd()
+    return [*named, root / "book" / "records"]
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the new one, never half.
+
+    Raises:
+        OSError: with the path and what to do, when the folder cannot be written or the disk is full; `path` is untouched.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The suffix is kept, since numpy appends its own to a name without one.
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        temporary.chmod(0o644)
+        write(temporary)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{error.strerror or error}; nothing was changed there. Free some space or name another folder (--out, PAPERCORE_RUNS)", str(path)
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,54 @@
+"""Many runs over any `concurrent.futures.Executor`: a pool of processes here, or the executor of a Dask cluster.
+
+Each run writes its own record, so Ctrl-C or a lost worker loses no finished one, and a rerun skips what is finished.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from papercore.lab.config import Config
+from papercore.lab.progress import progress
+
+
+def sweep(
+    run_one: Callable[[Config], str], configs: Sequence[Config], *, jobs: int = 1, dask: str | None = None, executor: concurrent.futures.Executor | None = None
+) -> Iterator[tuple[Config, str | BaseException]]:
+    """Run every config; yield (config, what `run_one` returned or the exception that it raised) as each ends.
+
+    Args:
+        run_one: importable function of one config (it travels to other processes by name).
+        jobs: processes of the local pool.
+        dask: address of a Dask scheduler to submit to instead.
+        executor: any executor to use as it is; it is not shut down here.
+
+    Raises:
+        ValueError: jobs < 1. ImportError: `dask` without the package distributed.
+    """
+    if jobs < 1:
+        raise ValueError(f"--jobs {jobs}: expected at least 1.")
+    owned = executor is None
+    client: Any = None
+    if executor is None and dask:
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise ImportError("--dask needs the package distributed: pip install 'dask[distributed]'.") from error
+        client = Client(dask)
+        executor = client.get_executor()
+    elif executor is None:
+        # Fresh interpreters: a forked child would inherit torch's threads in an unusable state.
+        executor = concurrent.futures.ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    futures = {executor.submit(run_one, config): config for config in configs}
+    try:
+        for future in progress(concurrent.futures.as_completed(futures), "sweep", total=len(futures)):
+            error = future.exception()
+            yield futures[future], error if error is not None else future.result()
+    finally:
+        for future in futures:
+            future.cancel()
+        if owned:
+            executor.shutdown(wait=False, cancel_futures=True) if client is None else client.close()
