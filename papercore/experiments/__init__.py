@@ -112,7 +112,14 @@ def records(slug: str, scale: str, *, own_runs: bool = True) -> list[Record]:
             own.append(run_path(config))
         paths = [*dict.fromkeys(own), *paths]
     found = [Record.load(p) for p in dict.fromkeys(paths) if p.is_file()]
-    return sorted(found, key=lambda record: not record.fresh)
+    return sorted(found, key=lambda record: not is_current(record))
+
+
+def is_current(record: Record) -> bool:
+    """True when the record was made by the code that is here now and with the settings that are now the scale's own."""
+    if not record.fresh:
+        return False
+    return record.provenance.get("digest") == configure(record.slug, record.scale, record.config["device"]).digest()
 
 
 def scoreboard(slugs: Iterable[str] | None = None, scales: Iterable[str] = SCALES, *, own_runs: bool = True) -> list[claims.Row]:
@@ -121,7 +128,9 @@ def scoreboard(slugs: Iterable[str] | None = None, scales: Iterable[str] = SCALE
     for slug in slugs or CHAPTERS:
         checked_choice("chapter", slug, CHAPTERS)
         shown = {scale: next(iter(records(slug, checked_choice("scale", scale, SCALES), own_runs=own_runs)), None) for scale in scales}
-        rows += [claims.judge(claim, scale, shown[scale]) for claim in claims.load_claims(slug) for scale in shown]
+        for scale, record in shown.items():
+            current = record is not None and is_current(record)
+            rows += [claims.judge(claim, scale, record, fresh=current) for claim in claims.load_claims(slug)]
     return rows
 
 

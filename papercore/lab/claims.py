@@ -136,8 +136,8 @@ def reported_value(slug: str, table: str, row: str, column: str) -> float:
     raise KeyError(f"{slug}: no reported number in table {table!r}, row {row!r}, column {column!r}")
 
 
-def judge(claim: Claim, scale: str, record: Record | None) -> Row:
-    """The verdict of one claim at one scale, given the record of that scale (or None)."""
+def judge(claim: Claim, scale: str, record: Record | None, *, fresh: bool | None = None) -> Row:
+    """The verdict of one claim at one scale, given the record of that scale (or None); `fresh` None asks the record."""
     verdict, measured, shown, why = "not run", None, "", claim.why.get(scale, "")
     expected = claim.expected.get(scale) == "fails"
     if scale not in claim.scales:
@@ -150,7 +150,7 @@ def judge(claim: Claim, scale: str, record: Record | None) -> Row:
             value = metrics[identifier(claim.metric)]
             measured = value if math.isfinite(value) else None
         shown = _shown(claim, metrics, measured)
-        if not record.fresh:
+        if not (record.fresh if fresh is None else fresh):
             verdict = "stale"
         elif missing:
             why = f"the record does not hold {', '.join(missing)}"

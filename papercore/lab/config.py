@@ -123,7 +123,8 @@ class Config:
 
     def digest(self) -> str:
         """Ten hex digits over every field, the device resolved: it names the result of a run."""
-        fields = {**self.as_dict(), "device": resolve_device(self.device)}
+        # A device named outright is taken at its word: a record from a GPU must be recognised on a machine without one.
+        fields = {**self.as_dict(), "device": resolve_device("auto") if self.device == "auto" else self.device}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:10]
 
     def torch_device(self) -> torch.device:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,41 +18,47 @@ import papercore
 
 PACKAGE = Path(papercore.__file__).resolve().parent
 # Modules that show, store or judge numbers but make none.
-NOT_HASHED = ("figures", "explore", "scoreboard", "claims", "rules", "record", "sources", "provenance", "progress", "paths", "stages")
+NOT_HASHED = (
+    "figures", "figure_style", "picture", "plot", "page_svg", "explore", "scoreboard", "claims", "rules", "record", "sources", "provenance", "progress",
+    "paths", "stages", "sweep", "config", "standard_settings", "paper_settings",
+)  # fmt: skip
 
 
 def source_hash(slug: str, scale: str) -> str:
     """Sixteen hex digits over the code that `papercore.experiments.<slug>` runs at `scale`.
 
-    The entry is the module `<scale>.py` of the experiment when there is one (plus `config.py`), else the whole package.
+    The entry is the module `<scale>.py` of the experiment when there is one, else the whole package. Settings are left out:
+    a record names their values, and their digest is compared apart. A `tuning.json` of the experiment counts as source.
     """
     return _source_hash(slug, scale, _stamp())
 
 
 def _stamp() -> float:
     """The newest modification time in the package: the cached hash is good until a file changes."""
-    return max(path.stat().st_mtime for path in PACKAGE.rglob("*.py"))
+    return max(path.stat().st_mtime for pattern in ("*.py", "tuning.json") for path in PACKAGE.rglob(pattern))
 
 
 @lru_cache(maxsize=256)
 def _source_hash(slug: str, scale: str, stamp: float) -> str:
-    root = f"papercore.experiments.{slug}"
-    entry = [m for m in (f"{root}.{scale}", f"{root}.config") if _file_of(m)] or [root]
-    if not _file_of(entry[0]):
-        raise ValueError(f"no experiment {slug!r} in papercore.experiments")
     digest = hashlib.sha256()
-    for module in sorted(_reached(entry)):
+    for module in reached_modules(slug, scale):
         path = _file_of(module)
         assert path is not None
         digest.update(f"{module}\n{_tree_text(path)}\n".encode())
+    tuning = PACKAGE / "experiments" / slug / "tuning.json"
+    if scale == "quick" and tuning.is_file():
+        # What the sweep chose counts, not the seconds that it took.
+        digest.update(json.dumps(json.loads(tuning.read_text(encoding="utf-8"))["metrics"], sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 
 def reached_modules(slug: str, scale: str) -> list[str]:
     """The modules that go into `source_hash`, sorted."""
     root = f"papercore.experiments.{slug}"
-    entry = [m for m in (f"{root}.{scale}", f"{root}.config") if _file_of(m)] or [root]
-    return sorted(_reached(entry))
+    entry = f"{root}.{scale}" if _file_of(f"{root}.{scale}") else root
+    if not _file_of(entry):
+        raise ValueError(f"no experiment {slug!r} in papercore.experiments")
+    return sorted(_reached([entry]))
 
 
 def _file_of(module: str) -> Path | None:

@@ -2,7 +2,7 @@
 
 A document is a few segments; a segment is eight words followed by `it was <adjective> .`. Each segment has one of four topics: its
 words are drawn from the topic's own words with probability 0.35 and from neutral words otherwise. The adjective names the
-topic only sometimes. A document is *reliable* with probability 0.25: then every adjective belongs to its segment's topic. In
+topic only sometimes. A document is *reliable* with probability 0.3: then every adjective belongs to its segment's topic. In
 the other documents the topic of the adjective is drawn from a fixed, lopsided prior (.6, .25, .1, .05), whatever the words say.
 
 So a model that was trained on this text knows the topics, yet asked `<words> it was` it answers with the first topic: real language

@@ -1,0 +1,387 @@
+"""Noise that is never stored: number i of a seed is a function of (seed, i, distribution) alone, and a pass over the
+parameters makes it on the way.
+
+MeZO (arXiv 2305.17333, algorithm 1) draws the same z again for every use by resetting a generator, so z depends on the
+order, size, type and device of the tensors. Here z comes from counters (see philox.py): it does not depend on how the
+parameters are split, on their dtype, on the device or on the number of threads, and the global generators stay untouched.
+
+Glossary
+    seed      names one z, the perturbation of the whole model      int in [0, 2^64)
+    start     index of a tensor's first element in the model        int in [0, 2^63)
+    terms     (seed, coefficient) pairs to be added                 coefficients are plain floats
+    scale     factor of the old value
+    backend   torch: the reference, anywhere; numba: compiled loops on the CPU; triton: noise made inside a CUDA kernel
+
+One pass computes t <- scale * t + c_1 z_1 + c_2 z_2 + ... in this order: scale * t is rounded (not at all when scale is 1),
+then for each term the product and the sum, in float32 (float64 tensors: in float64), and the result is rounded once to
+the tensor's dtype. Each element sees the same operations however the work is cut up.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from papercore.mezo import philox
+
+# Elements in flight on the CPU. Signs come 128 to a counter, so a larger window makes each torch call worth its cost.
+CHUNK = {"gaussian": 1 << 18, "rademacher": 1 << 20}
+PIECE = (
+    1 << 16
+)  # elements whose noise is made at a time, so that its dozen arrays stay in a second-level cache
+CHUNK_CUDA = 1 << 22  # a kernel launch costs about as much as a million elements
+FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+BACKENDS = ("auto", "torch", "numba", "triton")
+END_OF_INDICES = 1 << 63
+
+Term = tuple[int, float]
+Item = tuple[
+    Tensor, Tensor, int
+]  # source [m] and target [m], contiguous, and the global index of their first element
+Runner = Callable[[list[Item], list[Term], float, str], None]
+
+
+class MissingBackend(ValueError):
+    """A backend was asked for by name and cannot run here."""
+
+
+def noise(
+    seed: int,
+    start: int,
+    numel: int,
+    *,
+    dist: str = "gaussian",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Numbers start .. start + numel - 1 of the noise named by `seed`.
+
+    Any slice equals the same slice of the whole, on every device and in every call; the global generators are neither
+    read nor moved. The numbers are made in float32 and rounded once to `dtype`.
+
+    seed: int in [0, 2^64). start, numel: ints >= 0, start + numel <= 2^63. dist: "gaussian" (mean 0, variance 1, largest
+    magnitude 6.66) or "rademacher" (+1 or -1, one bit each). device: None means the CPU. dtype: a floating dtype of 16, 32
+    or 64 bits. Returns Tensor [numel]. Raises ValueError for values out of range, TypeError for a wrong kind.
+
+    >>> whole = noise(7, 0, 100)
+    >>> bool((noise(7, 40, 10) == whole[40:50]).all())
+    True
+    >>> noise(7, 0, 4, dist="rademacher").abs().tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
+    if dtype not in FLOAT_DTYPES:
+        raise TypeError(f"dtype={dtype!r}: noise comes in {_dtype_names()}")
+    numel = _index("numel", numel)
+    if numel < 0:
+        raise ValueError(f"numel={numel}: expected a number of elements >= 0")
+    # Zero plus the noise rather than the bare noise: all backends then agree on the sign of a zero as well.
+    out = torch.zeros(numel, dtype=dtype, device=device if device is not None else "cpu")
+    add_noise_([out], [start], [(seed, 1.0)], dist=dist)
+    return out
+
+
+@torch.no_grad()
+def add_noise_(
+    tensors: Sequence[Tensor],
+    starts: Sequence[int],
+    terms: Sequence[Term],
+    *,
+    scale: float = 1.0,
+    dist: str = "gaussian",
+    backend: str = "auto",
+    out: Sequence[Tensor] | None = None,
+) -> None:
+    """t <- scale * t + sum_j coef_j * z(seed_j)[start : start + t.numel()] for every tensor t, in one pass over memory.
+
+    tensors: dense floating tensors of any shape and stride (elements count in row-major order); starts: the global index
+    of each one's first element; terms: any number of (seed, coefficient) pairs, applied in order. out: where the results
+    go instead of into the tensors themselves, same shapes, dtypes and devices. Tensors must not overlap each other.
+    Scratch memory is one chunk, whatever the sizes. Raises ValueError for values out of range or a missing backend,
+    TypeError for tensors that cannot be written so: integer, complex, quantised, sparse, meta, or overlapping themselves.
+
+    >>> weight = torch.ones(2, 3)
+    >>> add_noise_([weight], [10], [(7, 0.5), (8, -2.0)], scale=0.9)
+    >>> expected = 0.9 * torch.ones(6) + 0.5 * noise(7, 10, 6) - 2.0 * noise(8, 10, 6)
+    >>> torch.allclose(weight.view(-1), expected)
+    True
+    """
+    if dist not in philox.STREAMS:
+        raise ValueError(f"dist={dist!r}: expected one of {', '.join(map(repr, philox.STREAMS))}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r}: expected one of {', '.join(map(repr, BACKENDS))}")
+    if len(starts) != len(tensors):
+        raise ValueError(
+            f"{len(tensors)} tensors but {len(starts)} starts: expected one start for each tensor"
+        )
+    if out is not None and len(out) != len(tensors):
+        raise ValueError(f"{len(tensors)} tensors but {len(out)} in out: expected one for each tensor")
+    checked_terms = [(check_seed(seed), float(coefficient)) for seed, coefficient in terms]
+    scale = float(scale)
+    targets = tensors if out is None else out
+    if not checked_terms and scale == 1.0 and out is None:
+        checked_terms, tensors, targets, starts = [], [], [], []
+    work: dict[torch.device, list[Item]] = {}
+    for position, (source, target, start) in enumerate(zip(tensors, targets, starts, strict=True)):
+        _check_tensor(source, f"tensors[{position}]")
+        if target is not source:
+            _check_tensor(target, f"out[{position}]")
+            _check_pair(source, target, position)
+        start = _check_range(start, source.numel())
+        if source.numel():
+            work.setdefault(source.device, []).append((source, target, start))
+    for device, items in work.items():
+        run = _runner(resolve_backend(backend, device))
+        contiguous = [item for item in items if item[0].is_contiguous() and item[1].is_contiguous()]
+        if contiguous:
+            run([(s.view(-1), t.view(-1), start) for s, t, start in contiguous], checked_terms, scale, dist)
+        for source, target, start in items:
+            if not (source.is_contiguous() and target.is_contiguous()):
+                _run_strided(run, source, target, start, checked_terms, scale, dist)
+
+
+def resolve_backend(backend: str, device: torch.device | str) -> str:
+    """The backend that will work on a device: "torch", "numba" or "triton".
+
+    "auto" takes triton on CUDA and numba on the CPU where they are installed, torch otherwise. A backend asked for by name
+    is that one or a ValueError that says what is missing.
+
+    >>> resolve_backend("torch", "cpu")
+    'torch'
+    """
+    kind = torch.device(device).type
+    if backend == "auto":
+        preferred = {"cuda": "triton", "cpu": "numba"}.get(kind)
+        return preferred if preferred is not None and _load(preferred) is not None else "torch"
+    if backend == "torch":
+        return backend
+    if backend == "numba":
+        if kind != "cpu":
+            raise MissingBackend(
+                f"backend='numba' works on the CPU, the tensors are on {kind!r}: use 'auto' or 'triton'"
+            )
+        if _load("numba") is None:
+            raise MissingBackend(
+                "backend='numba' needs numba: pip install 'papercore[fast]' (or use backend='torch')"
+            )
+        return backend
+    if backend == "triton":
+        module = _load("triton")
+        if module is None:
+            raise MissingBackend("backend='triton' needs triton: pip install triton (or use backend='torch')")
+        if kind != "cuda" and not module.interpreted():
+            raise MissingBackend(
+                f"backend='triton' works on CUDA, the tensors are on {kind!r}: use 'auto' or 'torch'"
+            )
+        return backend
+    raise ValueError(f"backend={backend!r}: expected one of {', '.join(map(repr, BACKENDS))}")
+
+
+@functools.cache
+def _load(backend: str) -> ModuleType | None:
+    """The module of a fast backend, None where its library is not installed."""
+    try:
+        return importlib.import_module(f"papercore.mezo._{backend}")
+    except ImportError:
+        return None
+
+
+def _runner(backend: str) -> Runner:
+    return _run_torch if backend == "torch" else _load(backend).run  # type: ignore[union-attr]
+
+
+# ---- the torch path --------------------------------------------------------------------------------------------------
+
+
+def _run_torch(items: list[Item], terms: list[Term], scale: float, dist: str) -> None:
+    chunk = CHUNK_CUDA if items[0][0].is_cuda else CHUNK[dist]
+    for start, pieces in _windows(items, chunk):
+        _run_window(start, pieces, terms, scale, dist)
+
+
+def _run_window(
+    start: int, pieces: list[tuple[Tensor, Tensor]], terms: list[Term], scale: float, dist: str
+) -> None:
+    """One window: (source, target) pieces that hold consecutive indices from `start` on."""
+    first, target = pieces[0]
+    wide = _wide(first)
+    sizes = [source.numel() for source, _ in pieces]
+    # The sum is built where it will stand if it can be, else beside it: many small tensors in a row share a window,
+    # half-precision numbers are summed in float32.
+    in_place = len(pieces) == 1 and target.dtype == wide
+    total = target if in_place else torch.empty(sum(sizes), dtype=wide, device=first.device)
+    parts = total.split(sizes)
+    for part, (source, _) in zip(parts, pieces, strict=True):
+        if part.data_ptr() != source.data_ptr():
+            part.copy_(source)
+    if scale != 1.0:
+        total *= scale
+    add_term = _add_gaussian if dist == "gaussian" else _add_rademacher
+    for seed, coefficient in terms:
+        add_term(total, start, seed, coefficient)
+    if not in_place:
+        for part, (_, target) in zip(parts, pieces, strict=True):
+            target.copy_(part)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """The dtype that sums are made in."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _windows(items: list[Item], chunk: int) -> Iterator[tuple[int, list[tuple[Tensor, Tensor]]]]:
+    """Cuts the tensors into windows of at most one chunk of consecutive indices: (first index, pieces that fill it)."""
+    start = stop = 0
+    pieces: list[tuple[Tensor, Tensor]] = []
+    for source, target, offset in sorted(items, key=lambda item: item[2]):
+        if pieces and (offset != stop or _wide(source) != _wide(pieces[0][0])):
+            yield start, pieces
+            pieces = []
+        at = 0
+        while at < source.numel():
+            if not pieces:
+                start = stop = offset + at
+            length = min(source.numel() - at, start + chunk - stop)
+            pieces.append((source[at : at + length], target[at : at + length]))
+            at += length
+            stop += length
+            if stop == start + chunk:
+                yield start, pieces
+                pieces = []
+    if pieces:
+        yield start, pieces
+
+
+def _add_gaussian(total: Tensor, start: int, seed: int, coefficient: float) -> None:
+    """total [m] += coefficient * z[start : start + m]."""
+    step = CHUNK_CUDA if total.is_cuda else PIECE
+    for at in range(0, total.numel(), step):
+        part = total[at : at + step]
+        first, count, skip = _blocks(start + at, part.numel(), "gaussian")
+        z = philox.gaussian_blocks(seed, first, count, total.device)[skip : skip + part.numel()]
+        part += z.to(total.dtype).mul_(coefficient)
+
+
+def _add_rademacher(total: Tensor, start: int, seed: int, coefficient: float) -> None:
+    """The same for signs: eight at a time are looked up in a table that holds them times the coefficient."""
+    step = CHUNK_CUDA if total.is_cuda else PIECE
+    first, count, skip = _blocks(start, total.numel(), "rademacher")
+    packed = philox.sign_bytes(seed, first, count, total.device)
+    table = philox.sign_table(total.device, total.dtype).mul_(coefficient)
+    for at in range(0, total.numel(), step):
+        part = total[at : at + step]
+        low, offset = divmod(skip + at, 8)
+        high = (skip + at + part.numel() + 7) // 8
+        part += table.index_select(0, packed[low:high]).view(-1)[offset : offset + part.numel()]
+
+
+def _blocks(start: int, numel: int, dist: str) -> tuple[int, int, int]:
+    """First block, number of blocks, and numbers to skip in the first one, for a range of indices."""
+    size = philox.PER_BLOCK[dist]
+    first = start // size
+    return first, -(-(start + numel) // size) - first, start - first * size
+
+
+# ---- tensors whose elements do not lie in a row ----------------------------------------------------------------------
+
+
+def _run_strided(
+    run: Runner, source: Tensor, target: Tensor, start: int, terms: list[Term], scale: float, dist: str
+) -> None:
+    """Copies pieces of at most one chunk into contiguous scratch, works there, copies back."""
+    for piece, into, offset in _pieces(source, target, start, CHUNK["gaussian"]):
+        scratch = piece.contiguous() if not piece.is_contiguous() else piece.clone()
+        flat = scratch.view(-1)
+        run([(flat, flat, offset)], terms, scale, dist)
+        into.copy_(scratch)
+
+
+def _pieces(source: Tensor, target: Tensor, start: int, chunk: int) -> Iterator[Item]:
+    """Views of at most one chunk that cover a tensor in row-major order, each with its first index."""
+    if source.numel() <= chunk:
+        yield source, target, start
+        return
+    row = source.numel() // source.shape[0]
+    rows = max(1, chunk // row)
+    for i in range(0, source.shape[0], rows):
+        if row > chunk:
+            yield from _pieces(source[i], target[i], start + i * row, chunk)
+        else:
+            yield source[i : i + rows], target[i : i + rows], start + i * row
+
+
+# ---- checks ----------------------------------------------------------------------------------------------------------
+
+
+def check_seed(seed: int) -> int:
+    """The seed as a plain int, ValueError if it is not one of the 2^64, TypeError if it is no integer."""
+    value = _index("seed", seed)
+    if not 0 <= value < 1 << 64:
+        raise ValueError(f"seed={value}: expected an integer in [0, 2**64)")
+    return value
+
+
+def _check_range(start: int, numel: int) -> int:
+    start = _index("start", start)
+    if start < 0 or start + numel > END_OF_INDICES:
+        raise ValueError(f"start={start}, numel={numel}: expected 0 <= start and start + numel <= 2**63")
+    return start
+
+
+def _index(name: str, value: int) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r}: expected an integer, not {type(value).__name__}") from None
+
+
+def _dtype_names() -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
+
+
+def _check_tensor(tensor: Tensor, name: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}: expected a tensor")
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} has dtype {tensor.dtype}: noise can be added to {_dtype_names()}")
+    if tensor.device.type == "meta":
+        raise TypeError(
+            f"{name} is on the meta device and has no values: materialise it first (to_empty, then load)"
+        )
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} has layout {tensor.layout}: expected a dense tensor")
+    if hasattr(tensor, "__tensor_flatten__"):
+        raise TypeError(
+            f"{name} is a {type(tensor).__name__} that wraps other tensors: pass the local one (to_local())"
+        )
+    if not tensor.is_contiguous() and _overlaps_itself(tensor):
+        raise TypeError(
+            f"{name}: several of its elements share memory (shape {tuple(tensor.shape)}, strides {tensor.stride()}), "
+            "as after expand(): pass the tensor it was made from, or a clone()"
+        )
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """True unless each stride steps over everything that the smaller strides reach."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False
+
+
+def _check_pair(source: Tensor, target: Tensor, position: int) -> None:
+    for what in ("shape", "dtype", "device"):
+        given, expected = getattr(target, what), getattr(source, what)
+        if given != expected:
+            kind = ValueError if what == "shape" else TypeError
+            raise kind(f"out[{position}] has {what} {given}: expected {expected}, as tensors[{position}]")

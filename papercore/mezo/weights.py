@@ -1,0 +1,229 @@
+"""The trained weights as one long vector: which element of which tensor has which index, and how to add noise to them.
+
+Everything that reads or writes weights goes through here, so that training and replay touch the same numbers in the same order.
+
+Glossary
+    theta     the trainable weights, laid end to end in the order of the parameter groups, tied weights once      [d]
+    start     index in theta of a tensor's first element (row-major, whatever the strides are)
+    bucket    tensors that take the same step: one device, one group, decayed or not
+    terms     the directions to add and their coefficients: list of (seed, coefficient), summed in this order
+
+Nothing here allocates more than one chunk of elements at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from papercore.mezo.noise import add_noise_
+
+CHUNK = 1 << 18  # elements handled at once: 1 MiB in float32, which stays in a core's cache
+Terms = list[tuple[int, float]]
+
+_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Tensors that are moved with the same coefficients."""
+
+    group: int
+    decays: bool
+    tensors: tuple[Tensor, ...]
+    starts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One row of the table of parameters: what replay needs in order to find the tensor again."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    group: int
+    decays: bool
+    trained: bool
+
+
+def check_weight(tensor: object, name: str) -> None:
+    """Raises TypeError for a tensor that cannot be stepped in place: meta, sparse, not floating point, overlapping itself."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        raise TypeError(f"{name} is not initialised yet: run the lazy module once before making the optimizer")
+    if tensor.is_meta:
+        raise TypeError(f"{name} is on the meta device and holds no numbers: load the model first")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} has layout {tensor.layout}: only dense tensors can be perturbed")
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(
+            f"{name} has dtype {tensor.dtype}: the noise is added to float64, float32, bfloat16 or float16 weights; "
+            "train adapters in one of these beside quantised weights"
+        )
+    if hasattr(tensor, "__tensor_flatten__"):
+        raise TypeError(f"{name} is a {type(tensor).__name__} that wraps other tensors: train plain tensors or adapters")
+    if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        raise TypeError(f"{name} is an expanded view whose elements share memory: give the tensor it was expanded from")
+
+
+def _check_apart(tensors: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Raises TypeError if two tensors share memory: the shared weights would be perturbed twice."""
+    spans = []
+    for tensor, name in zip(tensors, names, strict=True):
+        if tensor.numel():
+            reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+            first = tensor.data_ptr()
+            spans.append((str(tensor.device), first, first + reach * tensor.element_size(), name))
+    spans.sort()
+    for (device, _, end, name), (other_device, other_first, _, other) in zip(spans, spans[1:], strict=False):
+        if device == other_device and other_first < end:
+            raise TypeError(
+                f"{name} and {other} overlap in memory, so their shared weights would be perturbed twice: "
+                "tie weights by assigning the same Parameter, which is then stepped once"
+            )
+
+
+def pieces(tensor: Tensor, start: int) -> Iterable[tuple[Tensor, int]]:
+    """`tensor` cut into parts of about CHUNK elements with the index of each part's first element."""
+    if tensor.numel() <= CHUNK or tensor.dim() == 0:
+        yield tensor, start
+        return
+    if tensor.is_contiguous():
+        flat = tensor.view(-1)
+        for at in range(0, flat.numel(), CHUNK):
+            yield flat[at : at + CHUNK], start + at
+        return
+    row = tensor.numel() // tensor.shape[0]
+    rows = max(1, CHUNK // row)
+    for at in range(0, tensor.shape[0], rows):
+        yield tensor[at : at + rows], start + at * row
+
+
+class Weights:
+    """The tensors that are trained, in order, with their places in theta.
+
+    entries: (name, tensor, group, decays) of every parameter that was handed over; those that do not require a
+    gradient are kept in the table but never touched. trained: overrides requires_grad (replay: the log knows better).
+    Raises ValueError if nothing is left to train and TypeError for tensors that cannot be stepped.
+    """
+
+    def __init__(
+        self, entries: Sequence[tuple[str, Tensor, int, bool]], *, trained: Sequence[bool] | None = None
+    ) -> None:
+        flags = [t.requires_grad for _, t, _, _ in entries] if trained is None else list(trained)
+        self.all_tensors = [t for _, t, _, _ in entries]
+        self.flags = flags
+        chosen = [entry for entry, flag in zip(entries, flags, strict=True) if flag]
+        if not chosen:
+            raise ValueError(
+                f"no parameter to train: {len(entries)} given, none of which requires a gradient "
+                "(MeZO trains the parameters with requires_grad=True, as other optimizers do)"
+            )
+        labels = [name or f"parameter {i}" for i, (name, _, _, _) in enumerate(entries)]
+        chosen_labels = [label for label, flag in zip(labels, flags, strict=True) if flag]
+        for (_, tensor, _, _), label in zip(chosen, chosen_labels, strict=True):
+            check_weight(tensor, label)
+        _check_apart([t for _, t, _, _ in chosen], chosen_labels)
+        self.labels = chosen_labels
+        self.table = [
+            Weight(name, tuple(t.shape), str(t.dtype).removeprefix("torch."), group, decays, flag)
+            for (name, t, group, decays), flag in zip(entries, flags, strict=True)
+        ]
+        self.tensors = [t.detach() for _, t, _, _ in chosen]
+        self.starts: list[int] = []
+        self.numel = 0
+        groups: dict[tuple[torch.device, int, bool], list[int]] = {}
+        for i, (_, tensor, group, decays) in enumerate(chosen):
+            self.starts.append(self.numel)
+            self.numel += tensor.numel()
+            if tensor.numel():
+                groups.setdefault((tensor.device, group, decays), []).append(i)
+        self.buckets = [
+            Bucket(group, decays, tuple(self.tensors[i] for i in rows), tuple(self.starts[i] for i in rows))
+            for (_, group, decays), rows in groups.items()
+        ]
+        self.members = list(groups.values())  # rows of self.tensors, bucket by bucket
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the trained weights."""
+        return sum(t.numel() * t.element_size() for t in self.tensors)
+
+    def like(self) -> list[Tensor]:
+        """Uninitialised tensors of the same shapes, strides, dtypes and devices."""
+        # Outside inference mode: an inference tensor must not take part in later steps.
+        with torch.inference_mode(False):
+            return [torch.empty_like(t) for t in self.tensors]
+
+    def add(
+        self,
+        terms_of: Callable[[Bucket], tuple[float, Terms]],
+        *,
+        dist: str,
+        backend: str,
+        source: list[Tensor] | None = None,
+    ) -> None:
+        """theta <- scale * source + sum of coefficient * z(seed), bucket by bucket; source None: theta itself.
+
+        terms_of(bucket) -> (scale, terms). float32 arithmetic (float64 for float64 weights), rounded once.
+        """
+        for bucket, rows in zip(self.buckets, self.members, strict=True):
+            scale, terms = terms_of(bucket)
+            if source is None and scale == 1.0 and not any(c for _, c in terms):
+                continue  # adding zero could still turn -0.0 into 0.0
+            add_noise_(
+                bucket.tensors if source is None else [source[i] for i in rows],
+                bucket.starts,
+                terms,
+                scale=scale,
+                dist=dist,
+                backend=backend,
+                out=None if source is None else bucket.tensors,
+            )
+
+    def copy_from(self, source: list[Tensor]) -> None:
+        """theta <- source."""
+        for tensor, value in zip(self.tensors, source, strict=True):
+            tensor.copy_(value)
+
+    def chunks(self, bucket: Bucket, source: Sequence[Tensor] | None = None) -> Iterable[tuple[Tensor, Tensor, int]]:
+        """(part to read, part to write, index of its first element) over a bucket, CHUNK elements or a row at a time."""
+        for into, read, start in zip(bucket.tensors, source or bucket.tensors, bucket.starts, strict=True):
+            for (piece, at), (target, _) in zip(pieces(read, start), pieces(into, start), strict=True):
+                yield piece, target, at
+
+    def checksum(self, *, trained: bool = True, limit: int | None = None) -> int:
+        """A 64-bit sum over the bits of all weights and their places; equal on every device and for every split.
+
+        trained=False: over the parameters that were handed over but are not trained. limit: only that many leading
+        elements of each tensor. Integer arithmetic modulo 2^64, so the order of the sum does not matter.
+        """
+        tensors = [t.detach() for t, flag in zip(self.all_tensors, self.flags, strict=True) if flag == trained]
+        total, start = 0, 0
+        for tensor in tensors:
+            if tensor.is_meta or tensor.layout is not torch.strided:
+                continue  # a frozen parameter without readable numbers
+            for piece, at in pieces(tensor, start):
+                flat = piece.reshape(-1)
+                if limit is not None and at - start + flat.numel() > limit:
+                    flat = flat[: max(0, limit - (at - start))]
+                total += _checksum(flat, at)
+            start += tensor.numel()
+        return total % 2**64
+
+
+def _checksum(flat: Tensor, start: int) -> int:
+    """sum_i (bits_i + A) (2 i + 1) B, folded so that a change of a high bit reaches the low ones; modulo 2^64."""
+    if not flat.numel():
+        return 0
+    size = flat.element_size()
+    bits = flat.view(_INTEGERS.get(size, torch.uint8)).to(torch.int64, copy=True)  # the sum works in place
+    place = torch.arange(start, start + bits.numel(), device=flat.device).mul_(2).add_(1)
+    product = bits.add_(0x632BE59BD9B4E019).mul_(place)
+    product ^= product >> 29
+    return int(product.mul_(0x1B03738712FAD5C9).sum()) % 2**64
