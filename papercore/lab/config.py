@@ -12,6 +12,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -37,12 +39,15 @@ def suggest(given: str, allowed: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def checked_choice(kind: str, given: Any, allowed: Iterable[str]) -> str:
+def checked_choice(kind: str, given: Any, allowed: Iterable[Any]) -> str:
     """`given` if it is one of `allowed`; else ValueError that lists them."""
-    names = list(allowed)
-    if given in names:
+    values = list(allowed)
+    if given in values:
         return str(given)
-    raise ValueError(f"unknown {kind} {given!r}: expected one of {', '.join(names)}.{suggest(str(given), names)}")
+    names = [str(value) for value in values]
+    raise ValueError(
+        f"unknown {kind} {given!r}: expected one of {', '.join(names)}.{suggest(str(given), names)}"
+    )
 
 
 def resolve_device(device: str) -> str:
@@ -158,7 +163,8 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            value = tuple(part.strip() for part in text.split(",")) if "," in text else text
+            parts = tuple(part.strip() for part in text.split(",") if part.strip())
+            value = parts if "," in text else text
         out[name.strip()] = value
     return out
 
@@ -168,22 +174,47 @@ def _coerced(field: dataclasses.Field[Any], value: Any) -> Any:
     default, meta = field.default, field.metadata
     if isinstance(value, list):
         value = tuple(value)
-    if isinstance(default, tuple) and not isinstance(value, tuple):
-        value = (value,)
-    wanted = type(default)
+    if isinstance(default, tuple):
+        kind = _kind_of_elements(field)
+        several = value if isinstance(value, tuple) else (value,)
+        value = tuple(_of_kind(field, one, kind) for one in several)
+    elif default is not None:
+        value = _of_kind(field, value, type(default))
+    for one in value if isinstance(value, tuple) else (value,):
+        if one is None:
+            continue
+        if meta.get("choices") is not None:
+            checked_choice(field.name, one, meta["choices"])
+        if meta.get("minimum") is not None and one < meta["minimum"]:
+            raise ValueError(
+                f"setting {field.name} = {value!r} is too small: expected at least {meta['minimum']} ({meta.get('help', '')})."
+            )
+    return value
+
+
+def _kind_of_elements(field: dataclasses.Field[Any]) -> type | None:
+    """The kind of a tuple field's elements, from its default or, when that is empty, from its annotation; None when mixed."""
+    kinds = {type(one) for one in field.default}  # type: ignore[union-attr]
+    if kinds:
+        return kinds.pop() if len(kinds) == 1 else None
+    written = re.fullmatch(r"tuple\[(int|float|str|bool), \.\.\.\]", str(field.type))
+    return {"int": int, "float": float, "str": str, "bool": bool}[written[1]] if written else None
+
+
+def _of_kind(field: dataclasses.Field[Any], value: Any, wanted: type | None) -> Any:
+    """The value as a `wanted`: 3 for 3.0 and the other way round, a tuple for a list, else TypeError."""
+    if wanted is tuple and isinstance(value, list):
+        value = tuple(value)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if wanted is int and isinstance(value, float) and value.is_integer():
         value = int(value)
-    if default is not None and (not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))):
-        raise TypeError(f"setting {field.name} = {value!r} is of kind {type(value).__name__}: expected {wanted.__name__} ({meta.get('help', '')}).")
-    choices = meta.get("choices")
-    if choices is not None:
-        for one in value if isinstance(value, tuple) else (value,):
-            checked_choice(field.name, one, choices)
-    minimum = meta.get("minimum")
-    if minimum is not None:
-        for one in value if isinstance(value, tuple) else (value,):
-            if one < minimum:
-                raise ValueError(f"setting {field.name} = {value!r} is too small: expected at least {minimum} ({meta.get('help', '')}).")
+    help = field.metadata.get("help", "")
+    if wanted is not None and (not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))):
+        raise TypeError(
+            f"setting {field.name} = {value!r} is of kind {type(value).__name__}: expected {wanted.__name__} ({help})."
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        # A digest and a record are JSON, which has no such number.
+        raise ValueError(f"setting {field.name} = {value!r}: expected a finite number ({help}).")
     return value

@@ -120,9 +120,16 @@ class Decoder(nn.Module):
         """A copy with a learned prefix that starts at the keys and values of `tokens` [p] run through this model.
 
         Starting from real activations is what makes prefix tuning stable without gradients (Malladi et al. 2023, appendix E).
+
+        Raises:
+            ValueError: `tokens` is not a list of 1 to `context` token ids, or this decoder has a prefix already.
         """
+        if self.config.prefix:
+            raise ValueError(f"this decoder has a prefix of {self.config.prefix} already: take the one without.")
+        if tokens.dim() != 1 or not 1 <= len(tokens) <= self.config.context:
+            raise ValueError(f"a prefix starts from 1 to {self.config.context} token ids [p], got shape {tuple(tokens.shape)}.")
         config = dataclasses.replace(self.config, prefix=len(tokens))
-        copy = Decoder(config, generator=torch.Generator().manual_seed(0)).to(self.embedding.weight.device)
+        copy = Decoder(config, generator=torch.Generator().manual_seed(0)).to(self.embedding.weight)  # device and dtype
         copy.load_state_dict(self.state_dict(), strict=False)
         x = self.embedding(tokens[None]) + self.position.weight[: len(tokens)]
         for mine, theirs in zip(self.blocks, copy.blocks, strict=True):

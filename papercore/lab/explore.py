@@ -257,7 +257,8 @@ def _live_view(
         for control, chooser in zip(controls, inputs, strict=True):
             number = number * len(control.values) + chooser.value
         if number not in drawn:
-            drawn[number] = base64.b64encode(png_bytes(draw(plots[number], axes, looks))).decode("ascii")
+            png = png_bytes(draw(plots[number], axes, looks), small=False)
+            drawn[number] = base64.b64encode(png).decode("ascii")
         # Set whole rather than captured: a fast slider then never shows two figures or an empty box.
         picture = {"image/png": drawn[number], "text/plain": alt}
         metadata = {"image/png": {"alt": alt, "width": round(96 * WIDTH)}}  # CSS pixels

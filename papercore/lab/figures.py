@@ -83,7 +83,7 @@ _SPREADS = {
 def show(fig: Figure, name: str, *, alt: str, caption: str) -> None:
     """Show `fig` as one small PNG with its alternative text and caption, and close it.
 
-    In a notebook the output is ``image/png`` (150 dpi, 64 colours, opaque white, the same bytes at every run) with
+    In a notebook the output is ``image/png`` (150 dpi, 64 colours or 256 with images, opaque white, the same bytes at every run) with
     ``text/plain`` = `alt`; its metadata carry the alt text and the name and caption that the built book needs. Under
     a live kernel the caption follows as a line of its own. Elsewhere the picture is written as ``<name>.png`` into
     the folder that the environment variable PAPERCORE_FIGURES names; without it nothing is drawn.

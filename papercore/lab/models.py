@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,4 +157,6 @@ def _transformers() -> Any:
         raise Missing(
             "the package `transformers`", ["this Python environment"], "pip install transformers"
         ) from None
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()  # its bar over weights, in logs and notebooks
     return transformers

@@ -6,12 +6,16 @@ variables move them: PAPERCORE_RUNS (where runs are written) and PAPERCORE_RECOR
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import papercore
+
+WHAT_TO_DO = "Free some space or name another folder (--out, PAPERCORE_RUNS)"
 
 
 def source_root() -> Path | None:
@@ -33,13 +37,36 @@ def record_folders() -> list[Path]:
     return [*named, root / "book" / "records"]
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the new one, never half.
 
     Raises:
         OSError: with the path and what to do, when the folder cannot be written or the disk is full; `path` is untouched.
     """
     path = Path(path)
+    with _temporary_beside(path) as temporary:
+        write(temporary)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    return path
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Find out before a long run, and not after it, that its result cannot be written to `path`.
+
+    Raises:
+        OSError: `path` is a folder, or no file can be made beside it; the message says what to do.
+    """
+    if Path(path).is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"is a folder, where a file was expected. {WHAT_TO_DO}", str(path))
+    with _temporary_beside(Path(path)):
+        pass
+
+
+@contextlib.contextmanager
+def _temporary_beside(path: Path) -> Iterator[Path]:
+    """An empty file in the folder of `path`, removed at the end if it is still there; every OSError says what to do."""
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,15 +75,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
         os.close(handle)
         temporary = Path(name)
         temporary.chmod(0o644)
-        write(temporary)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
+        yield temporary
     except OSError as error:
-        raise OSError(
-            error.errno, f"{error.strerror or error}; nothing was changed there. Free some space or name another folder (--out, PAPERCORE_RUNS)", str(path)
-        ) from error
+        reason = f"{error.strerror or error}; nothing was changed there. {WHAT_TO_DO}"
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-    return path

@@ -228,8 +228,10 @@ def ticks(lo: float, hi: float, scale: str) -> list[tuple[float, str]]:
     first, last = math.ceil(lo / step - 1e-9), math.floor(hi / step + 1e-9)
     values = [float(f"{k * step:.12g}") for k in range(first, last + 1)]
     largest = max((abs(v) for v in values), default=0.0)
-    if largest >= 1e5 or (largest and largest < 1e-3):
-        return [(v, number_text(v)) for v in values]
+    texts = [number_text(v) for v in values]
+    # Powers of ten keep long numbers short, unless the ticks differ only beyond their four digits.
+    if (largest >= 1e5 or (largest and largest < 1e-3)) and len(set(texts)) == len(texts):
+        return list(zip(values, texts, strict=True))
     decimals = max(len(f"{v:.10f}".rstrip("0").partition(".")[2]) for v in values)
     return [(v, f"{v:.{decimals}f}".replace("-", "−")) for v in values]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ def _mode() -> str:
 
 def progress(iterable: Iterable[T], text: str, total: int | None = None) -> Iterator[T]:
     """Yield from `iterable`, showing how far it is. `total` is needed when the iterable has no length."""
-    if total is None and hasattr(iterable, "__len__"):
+    if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     mode = _mode()
     if mode == "off":

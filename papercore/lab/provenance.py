@@ -7,13 +7,14 @@ import platform
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
 import papercore
 
 PACKAGE = Path(papercore.__file__).resolve().parent
-VERSIONS_OF = ("torch", "numpy", "transformers", "peft", "numba", "triton", "scikit-learn", "datasets")
+VERSIONS_OF = ("torch", "numpy", "scipy", "transformers", "peft", "numba", "triton", "scikit-learn", "datasets")
 
 
 def versions() -> dict[str, str]:
@@ -54,7 +55,8 @@ class MemoryWatch:
     def __init__(self, device: str) -> None:
         self.device, self.peak = device, 0
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
+        # The thread holds no reference to the watch, so that it ends with a run that failed and never called `stop`.
+        self._thread = threading.Thread(target=_sample, args=(weakref.ref(self), self._end), daemon=True)
 
     def start(self) -> MemoryWatch:
         if self.device == "cuda":
@@ -63,12 +65,6 @@ class MemoryWatch:
             torch.cuda.reset_peak_memory_stats()
         self._thread.start()
         return self
-
-    def _sample(self) -> None:
-        while True:
-            self.peak = max(self.peak, resident_bytes())
-            if self._end.wait(0.1):
-                return
 
     def stop(self) -> dict[str, int]:
         self._end.set()
@@ -79,6 +75,18 @@ class MemoryWatch:
 
             out["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
         return out
+
+
+def _sample(reference: weakref.ref[MemoryWatch], end: threading.Event) -> None:
+    """Keep a watch's peak up to date until it stops or is gone."""
+    while True:
+        watch = reference()
+        if watch is None:
+            return
+        watch.peak = max(watch.peak, resident_bytes())
+        del watch
+        if end.wait(0.1):
+            return
 
 
 def resident_bytes() -> int:

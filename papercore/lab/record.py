@@ -1,7 +1,9 @@
 """The record of a run: what was measured, how far each number may move between machines, and what made it.
 
 A record is one JSON file (plus an .npz beside it when there are arrays), written under a temporary name and renamed. Loading
-checks it against the schema below, so that a damaged or hand-edited file is refused with the place of the damage.
+checks it against the schema (record_schema.py) and its checksums, so that a damaged or hand-edited file is refused with the
+place of the damage. Numbers are kept as they are stored, with eight significant digits (whole numbers in full): a verdict
+is the same before saving and after loading.
 
 How far a metric may move (`moves`):
     exact        the same number everywhere (counts, closed forms)
@@ -17,6 +19,8 @@ import dataclasses
 import json
 import math
 import time
+import zipfile
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -26,16 +30,12 @@ import numpy as np
 from papercore.lab.config import Config, resolve_device
 from papercore.lab.paths import write_atomically
 from papercore.lab.provenance import MemoryWatch, commit, hardware, versions
+from papercore.lab.record_schema import SCHEMA, as_stored, check_moves, checksum, schema_problem, unknown_standard_error
+from papercore.lab.rules import identifier
 from papercore.lab.sources import source_hash
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-SCHEMA = 1
-FIELDS: dict[str, type] = {
-    "schema": int, "slug": str, "scale": str, "config": dict, "metrics": dict, "moves": dict, "tables": dict, "notes": dict, "arrays": dict, "provenance": dict,
-}  # fmt: skip
-PROVENANCE = ("source", "commit", "versions", "hardware", "seed", "seconds", "peak_memory_bytes", "finished")
 
 
 @dataclasses.dataclass
@@ -66,11 +66,18 @@ class Record:
         return record
 
     def metric(self, name: str, value: Any, moves: str = "rel:0.05") -> float:
-        """Store one number; `moves` says how far it may move between machines (see the head of this file)."""
-        number = float(value)
+        """Store one number; `moves` says how far it may move between machines (see the head of this file).
+
+        JSON has no infinity: an infinite value is kept as NaN, as it would come back from the file.
+        """
+        stored = as_stored(float(value))
+        number = math.nan if stored is None else stored
         if name in self.metrics:
             raise ValueError(f"metric {name!r} is already in the record of {self.slug}: every name is measured once.")
-        _check_moves(name, moves)
+        alike = [other for other in self.metrics if identifier(other) == identifier(name)]
+        if alike:
+            raise ValueError(f"metric {name!r} reads like {alike[0]!r} in a rule ({identifier(name)}): give it another name.")
+        check_moves(name, moves)
         self.metrics[name], self.moves[name] = number, moves
         return number
 
@@ -83,7 +90,10 @@ class Record:
 
     def array(self, name: str, values: Any) -> None:
         """Store an array (curves, matrices); it goes to the .npz beside the JSON."""
-        self.arrays[name] = np.asarray(values)
+        array = np.asarray(values)
+        if array.dtype.hasobject:
+            raise TypeError(f"array {name!r} holds Python objects, which no record can: expected numbers or text of one shape.")
+        self.arrays[name] = array
 
     def note(self, name: str, text: str) -> None:
         """Store a line of text that a reader of the numbers must know."""
@@ -98,25 +108,35 @@ class Record:
             "seconds": round(time.monotonic() - self._begun, 1), "finished": datetime.now(UTC).strftime("%Y-%m-%d"), **memory,
         }  # fmt: skip
         for name, moves in self.moves.items():
-            if moves.startswith("se:") and moves.split(":")[2] not in self.metrics:
-                raise ValueError(f"metric {name!r} moves with the standard error {moves.split(':')[2]!r}, which the record does not hold.")
+            if error := unknown_standard_error(name, moves, self.metrics):
+                raise ValueError(error)
         return self
 
     def save(self, path: str | Path) -> Path:
-        """Write the record to `path` (.json), arrays first, each file atomically."""
+        """Write the record to `path` (.json), arrays first, each file atomically.
+
+        Raises:
+            ValueError: not a .json file, or the record is not finished.
+            OSError: the folder cannot be written or the disk is full; no file is left half-written.
+        """
         path = Path(path)
         if path.suffix != ".json":
             raise ValueError(f"a record is a .json file, got {path}")
         if self._memory is not None:
             raise ValueError(f"the record of {self.slug} is still running: call finish() before save().")
         document = {
-            "schema": SCHEMA, "slug": self.slug, "scale": self.scale, "config": self.config, "metrics": {k: _number(v) for k, v in self.metrics.items()},
-            "moves": self.moves, "tables": self.tables, "notes": self.notes, "arrays": {k: list(v.shape) for k, v in self.arrays.items()},
-            "provenance": self.provenance,
+            "schema": SCHEMA, "slug": self.slug, "scale": self.scale, "config": self.config, "metrics": {k: as_stored(v) for k, v in self.metrics.items()},
+            "moves": self.moves, "tables": self.tables, "notes": self.notes,
+            "arrays": {k: {"shape": list(v.shape), "checksum": checksum(v)} for k, v in self.arrays.items()}, "provenance": self.provenance,
         }  # fmt: skip
+        document = json.loads(json.dumps(document, allow_nan=False))  # as a reader will see it, whose checksum must be the same
+        document["checksum"] = checksum(document)
+        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
         if self.arrays:
             write_atomically(path.with_suffix(".npz"), lambda p: np.savez_compressed(p, **self.arrays))  # type: ignore[arg-type]
-        write_atomically(path, lambda p: p.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"))
+        write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+        if not self.arrays:
+            path.with_suffix(".npz").unlink(missing_ok=True)
         self.path = path
         return path
 
@@ -133,18 +153,15 @@ class Record:
             document = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is not a record: {error}. Delete it and run the chapter again.") from error
-        problem = _schema_problem(document)
+        problem = schema_problem(document)
         if problem:
             raise ValueError(f"{path} is not a record: {problem}. Records are written by code alone; run the chapter again.")
-        arrays: dict[str, Any] = {}
-        if document["arrays"]:
-            with np.load(path.with_suffix(".npz")) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-            shapes = {name: list(a.shape) for name, a in arrays.items()}
-            if shapes != document["arrays"]:
-                raise ValueError(f"{path.with_suffix('.npz')} does not belong to {path.name}: shapes {shapes}, expected {document['arrays']}.")
-        metrics = {k: float("nan") if v is None else float(v) for k, v in document["metrics"].items()}
-        return cls(document["slug"], document["scale"], document["config"], metrics, document["moves"], document["tables"], document["notes"], arrays, document["provenance"], path)
+        arrays = _load_arrays(path.with_suffix(".npz"), document["arrays"]) if document["arrays"] else {}
+        metrics = {k: math.nan if v is None else float(v) for k, v in document["metrics"].items()}
+        return cls(
+            document["slug"], document["scale"], document["config"], metrics, document["moves"], document["tables"], document["notes"],
+            arrays, document["provenance"], path,
+        )  # fmt: skip
 
     @property
     def fresh(self) -> bool:
@@ -152,23 +169,27 @@ class Record:
         return self.provenance.get("source") == source_hash(self.slug, self.scale)
 
     def compare(self, other: Record) -> list[str]:
-        """What differs between two records of the same chapter beyond what each metric may move; empty when they agree."""
+        """What differs between two records of one chapter and scale beyond what each metric may move; empty when they agree.
+
+        Raises:
+            ValueError: the records are of different chapters or scales.
+        """
+        if (self.slug, self.scale) != (other.slug, other.scale):
+            raise ValueError(f"a record of {self.slug} at {self.scale} is not comparable to one of {other.slug} at {other.scale}.")
         problems = []
         for name in sorted(self.metrics.keys() ^ other.metrics.keys()):
             problems.append(f"{name}: only in {'this record' if name in self.metrics else 'the other record'}")
         for name in sorted(self.metrics.keys() & other.metrics.keys()):
             mine, theirs, moves = self.metrics[name], other.metrics[name], self.moves[name]
-            allowed = self._allowance(moves, mine, theirs)
-            if math.isnan(mine) and math.isnan(theirs):
+            if moves == "volatile" or (math.isnan(mine) and math.isnan(theirs)):
                 continue
+            allowed = self._allowance(moves, mine, theirs)
             if not abs(mine - theirs) <= allowed:
                 problems.append(f"{name}: {mine:.6g} against {theirs:.6g}, apart by {abs(mine - theirs):.3g}, allowed {allowed:.3g} ({moves})")
         return problems
 
     def _allowance(self, moves: str, mine: float, theirs: float) -> float:
         kind, _, rest = moves.partition(":")
-        if kind == "volatile":
-            return math.inf
         if kind == "rel":
             return float(rest) * max(abs(mine), abs(theirs))
         if kind == "abs":
@@ -179,51 +200,32 @@ class Record:
         return 0.0
 
 
-def _check_moves(name: str, moves: str) -> None:
-    kind, _, rest = moves.partition(":")
+def _load_arrays(path: Path, expected: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The arrays beside a record, if they are those that it was saved with; else ValueError."""
     try:
-        good = (kind in {"exact", "volatile"} and not rest) or (kind in {"rel", "abs"} and float(rest) > 0) or (kind == "se" and float(rest.split(":")[0]) > 0 and rest.split(":")[1] != "")
-    except (ValueError, IndexError):
-        good = False
-    if not good:
-        raise ValueError(f"metric {name!r}: moves = {moves!r} is not one of exact, rel:X, abs:X, se:K:NAME, volatile.")
-
-
-def _schema_problem(document: Any) -> str | None:
-    if not isinstance(document, dict):
-        return f"the top level is a {type(document).__name__}, expected an object"
-    if document.get("schema") != SCHEMA:
-        return f"schema {document.get('schema')!r}, this version reads {SCHEMA}"
-    for field, kind in FIELDS.items():
-        if not isinstance(document.get(field), kind):
-            return f"field {field!r} is {'missing' if field not in document else type(document[field]).__name__}, expected {kind.__name__}"
-    for name, value in document["metrics"].items():
-        if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
-            return f"metric {name!r} is {value!r}, expected a number"
-        if name not in document["moves"]:
-            return f"metric {name!r} does not say how far it may move"
-        try:
-            _check_moves(name, document["moves"][name])
-        except ValueError as error:
-            return str(error)
-    for name, table in document["tables"].items():
-        if not isinstance(table, dict) or set(table) != {"columns", "rows"}:
-            return f"table {name!r} does not have columns and rows"
-    missing = [key for key in PROVENANCE if key not in document["provenance"]]
-    return f"provenance lacks {', '.join(missing)}" if missing else None
+        with np.load(path) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing: the arrays of its record lie there. Run the chapter again.") from error
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}. Run the chapter again.") from error
+    for name in sorted(arrays.keys() | expected.keys()):
+        if name not in arrays or name not in expected:
+            holder = "the record alone" if name in expected else "this file alone"
+            raise ValueError(f"{path} does not belong to its record: array {name!r} is in {holder}. Run the chapter again.")
+        if {"shape": list(arrays[name].shape), "checksum": checksum(arrays[name])} != expected[name]:
+            raise ValueError(f"{path} does not belong to its record: array {name!r} is another one. Run the chapter again.")
+    return arrays
 
 
 def _plain(cell: Any) -> Any:
     """A table cell as JSON can hold it."""
     if isinstance(cell, (np.floating, float)):
-        return _number(float(cell))
+        return as_stored(float(cell))
     if isinstance(cell, np.integer):
         return int(cell)
+    if isinstance(cell, (list, tuple)):
+        return [_plain(part) for part in cell]
     if hasattr(cell, "item"):
         return _plain(cell.item())
     return cell
-
-
-def _number(value: float) -> float | None:
-    """Eight significant digits; JSON has no NaN and no infinity, so these become null."""
-    return float(f"{value:.8g}") if math.isfinite(value) else None

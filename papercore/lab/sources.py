@@ -17,11 +17,13 @@ from typing import Any
 import papercore
 
 PACKAGE = Path(papercore.__file__).resolve().parent
-# Modules that show, store or judge numbers but make none.
+# Modules of the lab that show, store or judge numbers but make none.
 NOT_HASHED = (
-    "figures", "figure_style", "picture", "plot", "page_svg", "explore", "scoreboard", "claims", "rules", "record", "sources", "provenance", "progress",
-    "paths", "stages", "sweep", "config", "standard_settings", "paper_settings",
+    "figures", "figure_style", "picture", "plot", "page_svg", "explore", "scoreboard", "claims", "rules", "record", "record_schema", "sources",
+    "provenance", "progress", "paths", "stages", "sweep", "config",
 )  # fmt: skip
+# Modules of an experiment that hold its settings.
+SETTINGS = ("config", "standard_settings", "paper_settings")
 
 
 def source_hash(slug: str, scale: str) -> str:
@@ -78,12 +80,22 @@ def _reached(entry: list[str]) -> set[str]:
     while stack:
         module = stack.pop()
         path = _file_of(module)
-        if module in seen or path is None or module.rsplit(".", 1)[-1] in NOT_HASHED:
+        if module in seen or path is None or not _makes_numbers(module):
             continue
         seen.add(module)
         stack.extend(_imports(module, path))
     # A package's __init__ only re-exports: what it re-exports was followed by name.
     return {m for m in seen if _file_of(m).name != "__init__.py" or m.startswith("papercore.experiments.")}  # type: ignore[union-attr]
+
+
+def _makes_numbers(module: str) -> bool:
+    """False for the modules of the lab and of the experiments that are left out; a kernel's names are its own."""
+    package, _, name = module.rpartition(".")
+    if package == "papercore.lab":
+        return name not in NOT_HASHED
+    if package.startswith("papercore.experiments."):
+        return name not in SETTINGS
+    return module not in {"papercore.cli", "papercore.experiments"}
 
 
 def _imports(module: str, path: Path) -> list[str]:
@@ -98,7 +110,22 @@ def _imports(module: str, path: Path) -> list[str]:
             if source.split(".")[0] == "papercore":
                 for alias in node.names:
                     found.append(_definer(source, alias.name))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "import_module" and node.args:
+            found += _named_at_run_time(node.args[0])
     return found
+
+
+def _named_at_run_time(name: ast.expr) -> list[str]:
+    """Modules that `import_module(name)` may import; for an f-string all that begin with its fixed part."""
+    if isinstance(name, ast.Constant):
+        return [str(name.value)]
+    if not (isinstance(name, ast.JoinedStr) and name.values and isinstance(name.values[0], ast.Constant)):
+        return []
+    package, _, start = str(name.values[0].value).rpartition(".")
+    if not f"{package}.".startswith("papercore."):
+        return []
+    folder = PACKAGE.joinpath(*package.split(".")[1:])
+    return [f"{package}.{path.stem}" for path in sorted(folder.glob(f"{start}*.py"))]
 
 
 def _absolute(node: ast.ImportFrom, package: str) -> str:
@@ -144,7 +171,7 @@ def _node_text(node: Any) -> str:
     if isinstance(node, list):
         return "[" + ",".join(_node_text(item) for item in node) + "]"
     if not isinstance(node, ast.AST):
-        return repr(node)
+        return ascii(node)  # which letters repr shows as they are depends on the Python
     fields = []
     for name, value in ast.iter_fields(node):
         if value is None or value == [] or name in {"ctx", "kind", "type_comment", "type_params", "type_ignores"}:

@@ -11,6 +11,8 @@ import json
 import re
 import shutil
 import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -43,20 +45,26 @@ class Stages:
         """The result of `part`, computed now or read from an earlier, interrupted run.
 
         A result computed now passes through the same file as one read back, so both are equal to the last digit.
+
+        Raises:
+            TypeError: the part returned something that is neither JSON nor a numpy array of numbers or text.
+            OSError: the folder cannot be written or the disk is full.
         """
         path = self._path(name)
-        if not path.is_file():
+        stored = _read(path)
+        if stored is None:
             begun = time.monotonic()
             say(f"  {name} ...")
-            result = part()
-            plain = {k: v for k, v in result.items() if not isinstance(v, np.ndarray)}
-            arrays = {f"array_{k}": v for k, v in result.items() if isinstance(v, np.ndarray)}
-            write_atomically(path, lambda p: np.savez_compressed(p, plain=np.array(json.dumps(plain)), **arrays))  # type: ignore[arg-type]
+            _write(path, name, part(), begun)
             shutil.rmtree(self.folder(name), ignore_errors=True)
             say(f"  {name} done in {time.monotonic() - begun:.1f} s")
-        with np.load(path) as stored:
-            plain = json.loads(str(stored["plain"]))
-            return {**plain, **{k.removeprefix("array_"): stored[k] for k in stored.files if k != "plain"}}
+            stored = _read(path)
+            assert stored is not None, f"{path} cannot be read back"
+        return stored[0]
+
+    def seconds(self) -> float:
+        """Seconds that the parts on disk took when they were computed."""
+        return sum(stored[1] for path in self.root.glob("*.npz") if (stored := _read(path)))
 
     def done(self, name: str) -> bool:
         """Whether this part is on disk."""
@@ -75,3 +83,31 @@ class Stages:
         # Two names that read alike after cleaning must not share a file.
         mark = "" if readable == name else "-" + hashlib.sha256(name.encode()).hexdigest()[:6]
         return self.root / f"{readable}{mark}.npz"
+
+
+def _write(path: Path, name: str, result: dict[str, Any], begun: float) -> None:
+    """Keep a part's result, and how long it took, in one file."""
+    plain = {k: v for k, v in result.items() if not isinstance(v, np.ndarray)}
+    arrays = {f"array_{k}": v for k, v in result.items() if isinstance(v, np.ndarray)}
+    if objects := [k.removeprefix("array_") for k, v in arrays.items() if v.dtype.hasobject]:
+        raise TypeError(f"part {name!r}: array {objects[0]!r} holds Python objects, which cannot be kept on disk.")
+    try:
+        text = json.dumps(plain)
+    except TypeError as error:
+        raise TypeError(f"part {name!r} returned what is neither JSON nor a numpy array: {error}.") from error
+    seconds = np.array(time.monotonic() - begun)
+    write_atomically(path, lambda p: np.savez_compressed(p, plain=np.array(text), seconds=seconds, **arrays))  # type: ignore[arg-type]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], float] | None:
+    """(result, seconds) of a part; None when it is not on disk, or when the disk lost some of it."""
+    try:
+        with np.load(path) as stored:
+            plain = json.loads(str(stored["plain"]))
+            arrays = {k.removeprefix("array_"): stored[k] for k in stored.files if k.startswith("array_")}
+            return {**plain, **arrays}, float(stored["seconds"]) if "seconds" in stored.files else 0.0
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        say(f"  {path} is damaged: computing this part again")
+        return None

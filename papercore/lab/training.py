@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,20 +39,40 @@ class Checkpoint:
             "step": step, "losses": losses, "parts": {k: p.state_dict() for k, p in self.parts.items()},
             "generators": {k: g.get_state() for k, g in self.generators.items()},
         }  # fmt: skip
-        write_atomically(self.path, lambda p: torch.save(state, p))
+        write_atomically(self.path, lambda p: _write_state(state, p))
 
     def load(self) -> tuple[int, list[float]]:
-        """(steps done, their losses); (0, []) when there is no checkpoint. ValueError when it belongs to other parts."""
+        """(steps done, their losses); (0, []) when there is no checkpoint.
+
+        Raises:
+            ValueError: the file is damaged, or it belongs to a run with other parts or generators.
+        """
         if not self.path.is_file():
             return 0, []
-        state = torch.load(self.path, weights_only=False)
-        if set(state["parts"]) != set(self.parts):
-            raise ValueError(f"{self.path} holds {sorted(state['parts'])}, this run has {sorted(self.parts)}: delete it to start afresh.")
+        try:
+            state = torch.load(self.path, weights_only=False)
+            parts, generators = state["parts"], state["generators"]
+        except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{self.path} is not a checkpoint: {error}. Delete it to start afresh.") from error
+        for kind, stored, own in (("parts", parts, self.parts), ("generators", generators, self.generators)):
+            if set(stored) != set(own):
+                raise ValueError(f"{self.path} holds the {kind} {sorted(stored)}, this run has {sorted(own)}: delete it to start afresh.")
         for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
+            part.load_state_dict(parts[name])
         for name, generator in self.generators.items():
-            generator.set_state(state["generators"][name])
+            generator.set_state(generators[name])
         return state["step"], state["losses"]
+
+
+def _write_state(state: dict[str, Any], path: Path) -> None:
+    with open(path, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # torch reports a full disk as a mismatch of positions; the cause stands behind it.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def train(step: Callable[[int], float | torch.Tensor], steps: int, *, text: str = "training", checkpoint: Checkpoint | None = None) -> list[float]:
@@ -59,8 +80,11 @@ def train(step: Callable[[int], float | torch.Tensor], steps: int, *, text: str 
 
     Raises:
         FloatingPointError: at the first loss that is NaN or infinite, with its step.
+        ValueError: the checkpoint is not one of this run.
     """
     done, losses = checkpoint.load() if checkpoint else (0, [])
+    if checkpoint and done > steps:
+        raise ValueError(f"{checkpoint.path} is {done} steps into a longer run than this one of {steps}: delete it to start afresh.")
     for index in progress(range(done, steps), text):
         loss = float(step(index))
         if not math.isfinite(loss):

@@ -14,6 +14,7 @@ Glossary
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -74,7 +75,9 @@ def lora(
         lora_dropout=0.0,
         bias="none",
     )
-    with _own_random_state(model, seed):
+    with _own_random_state(model, seed), warnings.catch_warnings():
+        # GPT-2 keeps its weights transposed; peft adapts to that and says so.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
         return peft.get_peft_model(model, config)
 
 

@@ -11,7 +11,7 @@ Glossary
     flush         a pipelined run's parameters were put at the centre after so many steps
     retreat       an attempt that an exception ended: in-place arithmetic leaves rounding behind, so replay repeats it
 
-File: 8 bytes magic, header length and CRC-32 of the rest (two uint32), the header (JSON, zlib), the scalars (float32),
+File: 8 bytes magic, header length and CRC-32 of all that follows (two uint32), the header (JSON, zlib), the scalars (float32),
 all little-endian. A NaN scalar marks a step that was skipped because a loss was not finite.
 """
 
@@ -244,7 +244,7 @@ class ZOLog:
         if sys.byteorder == "big":
             scalars.byteswap()
         rest = header + scalars.tobytes()
-        return _FRONT.pack(_MAGIC, len(header), zlib.crc32(rest)) + rest
+        return _FRONT.pack(_MAGIC, len(header), zlib.crc32(rest, len(header))) + rest
 
     @classmethod
     def from_bytes(cls, content: bytes, *, source: str = "these bytes") -> ZOLog:
@@ -255,7 +255,7 @@ class ZOLog:
         if magic != _MAGIC:
             raise ValueError(f"{source}: a log of another format version, {magic!r}; this one reads {_MAGIC!r}")
         rest = content[_FRONT.size :]
-        if zlib.crc32(rest) != checksum:
+        if zlib.crc32(rest, length) != checksum:  # started from the length, so that this is covered too
             raise ValueError(f"{source}: the log is damaged or cut short (its checksum does not fit its content)")
         return cls._parse(json.loads(zlib.decompress(rest[:length])), rest[length:])
 

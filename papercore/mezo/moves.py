@@ -145,9 +145,11 @@ class Moves:
             scale = decay_factor(bucket, settings.groups[bucket.group])
             terms = [(seed, scale * coefficient) for seed, coefficient in terms]
             reads = None if source is None else [source[i] for i in rows]
-            for read, target, start in self.weights.chunks(bucket, reads):
-                direction = adam_direction(self.log, step, bucket.group, read, start, self.backend)
-                new = torch.empty_like(direction).copy_(read.reshape(-1))
+            dtype = torch.float64 if bucket.tensors[0].dtype == torch.float64 else torch.float32
+            for parts, targets, start in self.weights.chunks(bucket, reads):
+                new = torch.cat([part.reshape(-1).to(dtype) for part in parts])
+                direction = adam_direction(self.log, step, bucket.group, new, start, self.backend)
                 add_noise_([new], [start], terms, scale=scale, dist=self.log.rule.dist, backend=self.backend)
-                target.copy_(new.add_(direction).view(target.shape))
+                for target, value in zip(targets, new.add_(direction).split([t.numel() for t in targets]), strict=True):
+                    target.copy_(value.view(target.shape))
         self._offset = None

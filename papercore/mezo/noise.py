@@ -12,8 +12,8 @@ Glossary
     scale     factor of the old value
     backend   torch: the reference, anywhere; numba: compiled loops on the CPU; triton: noise made inside a CUDA kernel
 
-One pass computes t <- scale * t + c_1 z_1 + c_2 z_2 + ... in this order: scale * t is rounded (not at all when scale is 1),
-then for each term the product and the sum, in float32 (float64 tensors: in float64), and the result is rounded once to
+One pass computes t <- scale * t + c_1 z_1 + c_2 z_2 + ... in this order: scale * t is rounded (scale 1: as it is;
+scale 0: zero, and t is not read), then for each term the product and the sum, in float32 (float64 tensors: in float64), and the result is rounded once to
 the tensor's dtype. Each element sees the same operations however the work is cut up.
 """
 
@@ -22,29 +22,18 @@ from __future__ import annotations
 import functools
 import importlib
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from papercore.mezo import philox
+from papercore.mezo import _torch, philox
+from papercore.mezo._torch import Item, Runner, Term
 
-# Elements in flight on the CPU. Signs come 128 to a counter, so a larger window makes each torch call worth its cost.
-CHUNK = {"gaussian": 1 << 18, "rademacher": 1 << 20}
-PIECE = (
-    1 << 16
-)  # elements whose noise is made at a time, so that its dozen arrays stay in a second-level cache
-CHUNK_CUDA = 1 << 22  # a kernel launch costs about as much as a million elements
 FLOAT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 BACKENDS = ("auto", "torch", "numba", "triton")
 END_OF_INDICES = 1 << 63
-
-Term = tuple[int, float]
-Item = tuple[
-    Tensor, Tensor, int
-]  # source [m] and target [m], contiguous, and the global index of their first element
-Runner = Callable[[list[Item], list[Term], float, str], None]
 
 
 class MissingBackend(ValueError):
@@ -80,9 +69,8 @@ def noise(
     numel = _index("numel", numel)
     if numel < 0:
         raise ValueError(f"numel={numel}: expected a number of elements >= 0")
-    # Zero plus the noise rather than the bare noise: all backends then agree on the sign of a zero as well.
-    out = torch.zeros(numel, dtype=dtype, device=device if device is not None else "cpu")
-    add_noise_([out], [start], [(seed, 1.0)], dist=dist)
+    out = torch.empty(numel, dtype=dtype, device=device if device is not None else "cpu")
+    add_noise_([out], [start], [(seed, 1.0)], scale=0.0, dist=dist)
     return out
 
 
@@ -192,99 +180,7 @@ def _load(backend: str) -> ModuleType | None:
 
 
 def _runner(backend: str) -> Runner:
-    return _run_torch if backend == "torch" else _load(backend).run  # type: ignore[union-attr]
-
-
-# ---- the torch path --------------------------------------------------------------------------------------------------
-
-
-def _run_torch(items: list[Item], terms: list[Term], scale: float, dist: str) -> None:
-    chunk = CHUNK_CUDA if items[0][0].is_cuda else CHUNK[dist]
-    for start, pieces in _windows(items, chunk):
-        _run_window(start, pieces, terms, scale, dist)
-
-
-def _run_window(
-    start: int, pieces: list[tuple[Tensor, Tensor]], terms: list[Term], scale: float, dist: str
-) -> None:
-    """One window: (source, target) pieces that hold consecutive indices from `start` on."""
-    first, target = pieces[0]
-    wide = _wide(first)
-    sizes = [source.numel() for source, _ in pieces]
-    # The sum is built where it will stand if it can be, else beside it: many small tensors in a row share a window,
-    # half-precision numbers are summed in float32.
-    in_place = len(pieces) == 1 and target.dtype == wide
-    total = target if in_place else torch.empty(sum(sizes), dtype=wide, device=first.device)
-    parts = total.split(sizes)
-    for part, (source, _) in zip(parts, pieces, strict=True):
-        if part.data_ptr() != source.data_ptr():
-            part.copy_(source)
-    if scale != 1.0:
-        total *= scale
-    add_term = _add_gaussian if dist == "gaussian" else _add_rademacher
-    for seed, coefficient in terms:
-        add_term(total, start, seed, coefficient)
-    if not in_place:
-        for part, (_, target) in zip(parts, pieces, strict=True):
-            target.copy_(part)
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    """The dtype that sums are made in."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def _windows(items: list[Item], chunk: int) -> Iterator[tuple[int, list[tuple[Tensor, Tensor]]]]:
-    """Cuts the tensors into windows of at most one chunk of consecutive indices: (first index, pieces that fill it)."""
-    start = stop = 0
-    pieces: list[tuple[Tensor, Tensor]] = []
-    for source, target, offset in sorted(items, key=lambda item: item[2]):
-        if pieces and (offset != stop or _wide(source) != _wide(pieces[0][0])):
-            yield start, pieces
-            pieces = []
-        at = 0
-        while at < source.numel():
-            if not pieces:
-                start = stop = offset + at
-            length = min(source.numel() - at, start + chunk - stop)
-            pieces.append((source[at : at + length], target[at : at + length]))
-            at += length
-            stop += length
-            if stop == start + chunk:
-                yield start, pieces
-                pieces = []
-    if pieces:
-        yield start, pieces
-
-
-def _add_gaussian(total: Tensor, start: int, seed: int, coefficient: float) -> None:
-    """total [m] += coefficient * z[start : start + m]."""
-    step = CHUNK_CUDA if total.is_cuda else PIECE
-    for at in range(0, total.numel(), step):
-        part = total[at : at + step]
-        first, count, skip = _blocks(start + at, part.numel(), "gaussian")
-        z = philox.gaussian_blocks(seed, first, count, total.device)[skip : skip + part.numel()]
-        part += z.to(total.dtype).mul_(coefficient)
-
-
-def _add_rademacher(total: Tensor, start: int, seed: int, coefficient: float) -> None:
-    """The same for signs: eight at a time are looked up in a table that holds them times the coefficient."""
-    step = CHUNK_CUDA if total.is_cuda else PIECE
-    first, count, skip = _blocks(start, total.numel(), "rademacher")
-    packed = philox.sign_bytes(seed, first, count, total.device)
-    table = philox.sign_table(total.device, total.dtype).mul_(coefficient)
-    for at in range(0, total.numel(), step):
-        part = total[at : at + step]
-        low, offset = divmod(skip + at, 8)
-        high = (skip + at + part.numel() + 7) // 8
-        part += table.index_select(0, packed[low:high]).view(-1)[offset : offset + part.numel()]
-
-
-def _blocks(start: int, numel: int, dist: str) -> tuple[int, int, int]:
-    """First block, number of blocks, and numbers to skip in the first one, for a range of indices."""
-    size = philox.PER_BLOCK[dist]
-    first = start // size
-    return first, -(-(start + numel) // size) - first, start - first * size
+    return _torch.run if backend == "torch" else _load(backend).run  # type: ignore[union-attr]
 
 
 # ---- tensors whose elements do not lie in a row ----------------------------------------------------------------------
@@ -294,7 +190,7 @@ def _run_strided(
     run: Runner, source: Tensor, target: Tensor, start: int, terms: list[Term], scale: float, dist: str
 ) -> None:
     """Copies pieces of at most one chunk into contiguous scratch, works there, copies back."""
-    for piece, into, offset in _pieces(source, target, start, CHUNK["gaussian"]):
+    for piece, into, offset in _pieces(source, target, start, _torch.CHUNK["gaussian"]):
         scratch = piece.contiguous() if not piece.is_contiguous() else piece.clone()
         flat = scratch.view(-1)
         run([(flat, flat, offset)], terms, scale, dist)

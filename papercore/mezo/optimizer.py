@@ -69,7 +69,8 @@ class MeZO(Optimizer):
                         having fewer than two dimensions); or f(name, parameter) -> bool
         momentum        mu of torch.optim.SGD, recomputed from the log over a window
         betas           (beta1, beta2) of torch.optim.Adam, recomputed likewise; adam_eps its epsilon
-        window          updates that momentum and Adam look back on; None: until beta^window < 1e-3 (66 for 0.9, 6,905 for 0.999)
+        window          updates that momentum and Adam look back on, each a stream of noise a step; None: until mu^window or
+                        beta1^window < 1e-6 (132 for 0.9) and beta2^window < 1e-3 (6,905 for 0.999)
         seed            master seed, an integer in [0, 2^64); the seed of each draw follows from it (seeds.draw_seed)
         mode            "inplace": perturbed and restored by additions, which round (3 ulp a step; drift matters in half
                         precision). "exact": written from a copy at the centre; only the update rounds

@@ -52,6 +52,7 @@ class MeZOTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """MeZO over the named parameters in the model's order, which is the order of the log."""
         model = self.model if model is None else model
+        assert model is not None
         if self.optimizer is None:
             arguments: dict[str, Any] = {
                 "lr": self.args.learning_rate,
@@ -83,7 +84,8 @@ class MeZOTrainer(Trainer):
         def closure() -> Tensor:
             with self.compute_loss_context_manager():
                 losses = [self.compute_loss(model, batch, num_items_in_batch=num_items_in_batch) for batch in batches]
-            return torch.stack([loss.detach().float().mean() for loss in losses]).sum() / (1 if divided else len(losses))
+            total = torch.stack([torch.as_tensor(loss).float().mean() for loss in losses]).sum()
+            return total / (1 if divided else len(losses))
 
         assert self.mezo_optimizer is not None
         model.eval()

@@ -17,7 +17,7 @@ SAMPLE = 4096  # leading elements of each tensor that the resolution check looks
 UNCHANGED_SHARE = 0.1
 EARLY_STEPS = 50
 RISE = 2.0
-_STACKLEVEL = 5  # warn, _warn, this method, step, torch's wrapper around step: the user's line is the next
+_AFTER, _BEFORE = 5, 6  # frames from warnings.warn up to the line that called step(), through torch's wrapper of it
 
 
 class Watch:
@@ -49,6 +49,7 @@ class Watch:
                 "resolution",
                 f"eps={eps:g} is below the resolution of {100 * share:.0f} % of the {dtypes} weights: theta + eps z rounds back "
                 "to theta there, and the noise that is left is quantised. Use a larger eps or float32 weights.",
+                _BEFORE,
             )
 
     def after(self, step: int, loss: float, slopes: list[float]) -> None:
@@ -69,10 +70,10 @@ class Watch:
                 "large. MeZO needs a far smaller lr than Adam (1e-6 or 1e-7 for full models of billions of weights).",
             )
 
-    def _warn(self, kind: str, message: str) -> None:
+    def _warn(self, kind: str, message: str, stacklevel: int = _AFTER) -> None:
         if kind not in self._said:
             self._said.add(kind)
-            warnings.warn(message, UserWarning, stacklevel=_STACKLEVEL)
+            warnings.warn(message, UserWarning, stacklevel=stacklevel)
 
 
 def checked_call(closure: Callable[[], Tensor | float], weights: Weights) -> Tensor | float:

@@ -54,7 +54,7 @@ def check_weight(tensor: object, name: str) -> None:
     """Raises TypeError for a tensor that cannot be stepped in place: meta, sparse, not floating point, overlapping itself."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if nn.parameter.is_lazy(tensor):
         raise TypeError(f"{name} is not initialised yet: run the lazy module once before making the optimizer")
     if tensor.is_meta:
         raise TypeError(f"{name} is on the meta device and holds no numbers: load the model first")
@@ -191,11 +191,28 @@ class Weights:
         for tensor, value in zip(self.tensors, source, strict=True):
             tensor.copy_(value)
 
-    def chunks(self, bucket: Bucket, source: Sequence[Tensor] | None = None) -> Iterable[tuple[Tensor, Tensor, int]]:
-        """(part to read, part to write, index of its first element) over a bucket, CHUNK elements or a row at a time."""
+    def chunks(
+        self, bucket: Bucket, source: Sequence[Tensor] | None = None
+    ) -> Iterable[tuple[list[Tensor], list[Tensor], int]]:
+        """(parts to read, parts to write, index of the first element) over a bucket, about CHUNK elements at a time.
+
+        The parts of a chunk lie side by side in theta, so that many small tensors share one stretch of noise.
+        """
+        reads: list[Tensor] = []
+        targets: list[Tensor] = []
+        first = end = 0
         for into, read, start in zip(bucket.tensors, source or bucket.tensors, bucket.starts, strict=True):
             for (piece, at), (target, _) in zip(pieces(read, start), pieces(into, start), strict=True):
-                yield piece, target, at
+                if reads and (at != end or end - first + piece.numel() > CHUNK):
+                    yield reads, targets, first
+                    reads, targets = [], []
+                if not reads:
+                    first = at
+                reads.append(piece)
+                targets.append(target)
+                end = at + piece.numel()
+        if reads:
+            yield reads, targets, first
 
     def checksum(self, *, trained: bool = True, limit: int | None = None) -> int:
         """A 64-bit sum over the bits of all weights and their places; equal on every device and for every split.

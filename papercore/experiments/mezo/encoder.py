@@ -240,7 +240,8 @@ def build(
         directions = nn.functional.normalize(drawn, dim=-1).to(bert.device)
     if arm == "lora":
         tuned = []
-        for layer in bert.encoder.layer:
+        layers: Any = bert.encoder.layer
+        for layer in layers:
             attention = layer.attention.self
             for name in ("query", "value"):
                 adapter = LowRank(getattr(attention, name), rank=rank, alpha=alpha, generator=generator)

@@ -14,7 +14,6 @@ test those claims.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,12 +21,28 @@ import numpy as np
 from papercore.experiments.mezo import paper_training as training
 from papercore.experiments.mezo.paper_models import LanguageModel
 from papercore.experiments.mezo.paper_settings import (
-    METHODS, MEZO_METHODS, PaperSettings, Trial, ft_trials, head_trials, methods_of, mezo_trials, seeds_of,
-)  # fmt: skip
+    METHODS,
+    MEZO_METHODS,
+    PaperSettings,
+    Trial,
+    ft_trials,
+    head_trials,
+    methods_of,
+    mezo_trials,
+    seeds_of,
+)
 from papercore.experiments.mezo.problems import CausalProblem, MaskedProblem, Problem
 from papercore.experiments.mezo.processes import Processes
 from papercore.experiments.mezo.prompts import CausalPrompt, MaskedPrompt
-from papercore.experiments.mezo.tasks import OF_FAMILY, Sample, Task, few_shot_sample, large_sample, prompt_of, task_named
+from papercore.experiments.mezo.tasks import (
+    OF_FAMILY,
+    Sample,
+    Task,
+    few_shot_sample,
+    large_sample,
+    prompt_of,
+    task_named,
+)
 from papercore.lab.claims import reported_value
 from papercore.lab.config import Config
 from papercore.lab.record import Record
@@ -35,10 +50,25 @@ from papercore.lab.stages import Stages
 
 # Rows of the paper's tables; FT is called differently in two of them.
 REPORTED_ROWS = {
-    "zero_shot": ("Zero-shot", "zero-shot"), "icl": ("ICL",), "lp": ("LP",), "mezo": ("MeZO",), "mezo_lora": ("MeZO (LoRA)",),
-    "mezo_prefix": ("MeZO (prefix)",), "ft": ("FT (Adam)", "FT"),
-}  # fmt: skip
-COLUMNS = ["task", "metric", "method", "measured", "std", "seeds", "reported", "measured - reported", "chosen"]
+    "zero_shot": ("Zero-shot", "zero-shot"),
+    "icl": ("ICL",),
+    "lp": ("LP",),
+    "mezo": ("MeZO",),
+    "mezo_lora": ("MeZO (LoRA)",),
+    "mezo_prefix": ("MeZO (prefix)",),
+    "ft": ("FT (Adam)", "FT"),
+}
+COLUMNS = [
+    "task",
+    "metric",
+    "method",
+    "measured",
+    "std",
+    "seeds",
+    "reported",
+    "measured - reported",
+    "chosen",
+]
 # What the paper's own repetitions differ by; single-seed cells were seen to move by two points with the hardware.
 MOVES = "abs:2"
 
@@ -58,9 +88,16 @@ def run_paper(config: Config, record: Record, stages: Stages) -> None:
     processes = Processes.join(config.torch_device())
     models = [LanguageModel.find(name, settings, processes) for name in settings.paper_models]
     if len({model.label for model in models}) < len(models):
-        raise ValueError(f"paper_models = {settings.paper_models} has two models of one name: their results could not be told apart.")
+        raise ValueError(
+            f"paper_models = {settings.paper_models} has two models of one name: their results could not be told apart."
+        )
     # Every name is checked before the first hour of work.
-    tasks = {model.label: [task_named(name, model.family) for name in settings.paper_tasks or OF_FAMILY[model.family]] for model in models}
+    tasks = {
+        model.label: [
+            task_named(name, model.family) for name in settings.paper_tasks or OF_FAMILY[model.family]
+        ]
+        for model in models
+    }
     methods = {model.label: methods_of(settings, model.family) for model in models}
     for model in models:
         cells: dict[tuple[str, str], list[Result]] = {}
@@ -75,7 +112,9 @@ def run_paper(config: Config, record: Record, stages: Stages) -> None:
 class _Cell:
     """One model on one sample of one task; the sample is read when the first unfinished part asks for it."""
 
-    def __init__(self, settings: PaperSettings, model: LanguageModel, task: Task, seed: int, stages: Stages) -> None:
+    def __init__(
+        self, settings: PaperSettings, model: LanguageModel, task: Task, seed: int, stages: Stages
+    ) -> None:
         self.settings, self.model, self.task, self.seed, self.stages = settings, model, task, seed, stages
         self._sample: Sample | None = None
         self._problem: Problem | None = None
@@ -85,12 +124,17 @@ class _Cell:
         if self._sample is None:
             settings = self.settings
             if self.model.family == "masked":
-                self._sample = few_shot_sample(self.task, k=settings.paper_shots, seed=self.seed, test_examples=settings.paper_test)
+                self._sample = few_shot_sample(
+                    self.task, k=settings.paper_shots, seed=self.seed, test_examples=settings.paper_test
+                )
             else:
                 self._sample = large_sample(
-                    self.task, seed=self.seed, train_examples=settings.paper_train, validation_examples=settings.paper_validation,
+                    self.task,
+                    seed=self.seed,
+                    train_examples=settings.paper_train,
+                    validation_examples=settings.paper_validation,
                     test_examples=settings.paper_test,
-                )  # fmt: skip
+                )
         return self._sample
 
     @property
@@ -101,7 +145,10 @@ class _Cell:
             if isinstance(prompt, MaskedPrompt):
                 self._problem = MaskedProblem(tokenizer, self.task, prompt, self.sample, batch=batch)
             else:
-                self._problem = CausalProblem(tokenizer, self.task, prompt, self.sample, max_tokens=self.settings.paper_max_tokens, batch=batch)
+                longest = min(self.settings.paper_max_tokens, self.model.longest_prompt)
+                self._problem = CausalProblem(
+                    tokenizer, self.task, prompt, self.sample, max_tokens=longest, batch=batch
+                )
         return self._problem
 
     def best(self, method: str) -> Result:
@@ -124,14 +171,28 @@ class _Cell:
         if method in MEZO_METHODS:
             return mezo_trials(self.settings, self.model.family, method, generates=self.task.metric == "f1")
         examples = len(self.sample.train)
-        return head_trials(self.settings, examples) if method == "lp" else ft_trials(self.settings, self.model.family, examples)
+        return (
+            head_trials(self.settings, examples)
+            if method == "lp"
+            else ft_trials(self.settings, self.model.family, examples)
+        )
 
     def _trial(self, method: str, trial: Trial) -> Result:
         name = f"{method}/{trial.name}"
         if method in MEZO_METHODS:
             folder = self.stages.folder(self._name(name))
-            return self._part(name, lambda: training.tune_mezo(self.model, self.problem, method, trial, seed=self.seed, folder=folder))
-        return self._part(name, lambda: training.tune_adam(self.model, self.problem, trial, seed=self.seed, head_only=method == "lp"))
+            return self._part(
+                name,
+                lambda: training.tune_mezo(
+                    self.model, self.problem, method, trial, seed=self.seed, folder=folder
+                ),
+            )
+        return self._part(
+            name,
+            lambda: training.tune_adam(
+                self.model, self.problem, trial, seed=self.seed, head_only=method == "lp"
+            ),
+        )
 
     def _in_context(self) -> Result:
         problem = cast(CausalProblem, self.problem)
@@ -144,7 +205,13 @@ class _Cell:
         return self.model.processes.stage(self.stages, self._name(part), work)
 
 
-def _report(record: Record, model: LanguageModel, tasks: Sequence[Task], methods: Sequence[str], cells: dict[tuple[str, str], list[Result]]) -> None:
+def _report(
+    record: Record,
+    model: LanguageModel,
+    tasks: Sequence[Task],
+    methods: Sequence[str],
+    cells: dict[tuple[str, str], list[Result]],
+) -> None:
     """Metrics, the table beside the paper's, curves and counts of one model."""
     rows = []
     means: dict[tuple[str, str], float] = {}
@@ -159,16 +226,30 @@ def _report(record: Record, model: LanguageModel, tasks: Sequence[Task], methods
             if std is not None:
                 record.metric(f"{name}/std", std, moves=MOVES)
             if task.metric == "f1" and "exact_match" in results[0]:
-                record.metric(f"{name}/exact_match", float(np.mean([r["exact_match"] for r in results])), moves=MOVES)
+                record.metric(
+                    f"{name}/exact_match", float(np.mean([r["exact_match"] for r in results])), moves=MOVES
+                )
             said = reported(model.label, task, method)
             chosen = ", ".join(dict.fromkeys(result["chosen"] for result in results if "chosen" in result))
-            rows.append([task.title, task.metric, method, mean, std, len(scores), said, None if said is None else mean - said, chosen])
+            rows.append(
+                [
+                    task.title,
+                    task.metric,
+                    method,
+                    mean,
+                    std,
+                    len(scores),
+                    said,
+                    None if said is None else mean - said,
+                    chosen,
+                ]
+            )
             _curves(record, name, results)
     record.table(model.label, COLUMNS, rows)
     _counts(record, model.label, tasks, methods, means)
     record.note(
         f"{model.label}/setting",
-        f"{Path(model.place).name}, weights in {str(model.dtype).removeprefix('torch.')}, MeZO mode {model.mode}, {model.processes.world} process(es).",
+        f"{model.place.name}, weights in {str(model.dtype).removeprefix('torch.')}, MeZO mode {model.mode}, {model.processes.world} process(es).",
     )
 
 
@@ -181,7 +262,13 @@ def _curves(record: Record, name: str, results: Sequence[Result]) -> None:
             record.array(f"{name}/validation", np.array([result["checked"] for result in results]))
 
 
-def _counts(record: Record, label: str, tasks: Sequence[Task], methods: Sequence[str], means: dict[tuple[str, str], float]) -> None:
+def _counts(
+    record: Record,
+    label: str,
+    tasks: Sequence[Task],
+    methods: Sequence[str],
+    means: dict[tuple[str, str], float],
+) -> None:
     """On how many tasks the best MeZO row beats zero-shot, ICL and LP, and comes within a point of fine-tuning."""
     variants = [m for m in methods if m in MEZO_METHODS]
     if not variants:

@@ -15,6 +15,7 @@ trained weights bit for bit. The price is one more copy of the trained weights (
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from papercore.experiments.mezo.attention_prefix import prefix_encoder
 from papercore.experiments.mezo.paper_settings import LORA_ALPHA, LORA_RANK, PREFIX_TOKENS, PaperSettings
 from papercore.experiments.mezo.processes import Processes
 from papercore.lab import models
@@ -62,12 +64,19 @@ class LanguageModel:
         """
         place = models.folder(name, path=name if Path(name).is_dir() else None)
         family = family_of(place)
-        dtype = PAPER_DTYPES[family] if settings.paper_dtype == "paper" else getattr(torch, settings.paper_dtype)
+        dtype = (
+            PAPER_DTYPES[family] if settings.paper_dtype == "paper" else getattr(torch, settings.paper_dtype)
+        )
         mode = settings.paper_mode
         if mode == "auto":
             mode = "inplace" if dtype == torch.float32 else "exact"
         label = Path(name).name.lower() + (f"-k{settings.paper_shots}" if family == "masked" else "")
         return cls(label, family, place, dtype, mode, settings.paper_placement, processes)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens that the position table has room for beside a prefix, so that every method reads the same prompts."""
+        return int(_config(self.place).get("max_position_embeddings", sys.maxsize)) - PREFIX_TOKENS
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer beside the model."""
@@ -94,18 +103,23 @@ class LanguageModel:
         model = self.fresh()
         if method == "mezo":
             return model.requires_grad_(True)
-        from papercore.mezo import integrations
+        from papercore.mezo import lora, prefix
 
         if method == "mezo_lora":
-            return integrations.lora(model, r=LORA_RANK, alpha=LORA_ALPHA, seed=seed).eval()
-        return integrations.prefix(model, PREFIX_TOKENS, seed=seed).eval()
+            return lora(model, r=LORA_RANK, alpha=LORA_ALPHA, seed=seed).eval()
+        if self.family == "masked":
+            return prefix_encoder(model, PREFIX_TOKENS, seed=seed)
+        return prefix(model, PREFIX_TOKENS, seed=seed).eval()
 
     def _load(self, dtype: torch.dtype) -> nn.Module:
         kind, device = KINDS[self.family], self.processes.device
+        _quiet_unless_watched()
         if self.placement == "single":
             return models.load(self.label, kind=kind, path=self.place, dtype=dtype, device=device)
         if self.processes.world > 1:
-            raise ValueError("paper_placement='auto' spreads one model over all GPUs: run it as one process, without torchrun.")
+            raise ValueError(
+                "paper_placement='auto' spreads one model over all GPUs: run it as one process, without torchrun."
+            )
         import transformers
 
         options: dict[str, Any] = {"dtype": dtype, "device_map": "auto"}
@@ -118,13 +132,19 @@ def family_of(place: Path) -> str:
     Raises:
         ValueError: another architecture.
     """
-    names = json.loads((place / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    names = _config(place).get("architectures") or []
     for name in names:
         if name.endswith("ForMaskedLM"):
             return "masked"
         if name.endswith("ForCausalLM"):
             return "causal"
-    raise ValueError(f"{place} holds {', '.join(names) or 'no named architecture'}: expected a masked or a causal language model, such as roberta-large or opt-1.3b.")
+    raise ValueError(
+        f"{place} holds {', '.join(names) or 'no named architecture'}: expected a masked or a causal language model, such as roberta-large or opt-1.3b."
+    )
+
+
+def _config(place: Path) -> dict[str, Any]:
+    return json.loads((place / "config.json").read_text(encoding="utf-8"))
 
 
 def untie_output_layer(model: nn.Module) -> nn.Parameter:
@@ -133,3 +153,11 @@ def untie_output_layer(model: nn.Module) -> nn.Parameter:
     head.weight = nn.Parameter(head.weight.detach().clone())
     model.config.tie_word_embeddings = False  # type: ignore[union-attr]
     return head.weight
+
+
+def _quiet_unless_watched() -> None:
+    """transformers draws a bar for every load, also into log files."""
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()

@@ -30,28 +30,56 @@ LORA_RANK, LORA_ALPHA = 8, 16
 class PaperSettings:
     """Fields of a chapter's config that only the `paper` scale reads. 0 or () stands for what the paper did."""
 
-    paper_models: tuple[str, ...] = option(("facebook/opt-13b", "FacebookAI/roberta-large"), "hub ids or folders of OPT- and RoBERTa-like models")
-    paper_tasks: tuple[str, ...] = option((), "tasks by name; () = every task that the paper ran on the model's family")
+    paper_models: tuple[str, ...] = option(
+        ("facebook/opt-13b", "FacebookAI/roberta-large"), "hub ids or folders of OPT- and RoBERTa-like models"
+    )
+    paper_tasks: tuple[str, ...] = option(
+        (), "tasks by name; () = every task that the paper ran on the model's family"
+    )
     paper_methods: tuple[str, ...] = option(METHODS, "rows of the table", choices=METHODS)
     paper_shots: int = option(16, "RoBERTa: examples of each class, k", minimum=1)
-    paper_seeds: tuple[int, ...] = option((), "seeds of samples and training; () = 13,21,42,87,100 for RoBERTa, 0 for OPT", minimum=0)
+    paper_seeds: tuple[int, ...] = option(
+        (), "seeds of samples and training; () = 13,21,42,87,100 for RoBERTa, 0 for OPT", minimum=0
+    )
     paper_steps: int = option(0, "MeZO steps; 0 = 100,000 for RoBERTa, 20,000 for OPT", minimum=0)
-    paper_batch: int = option(0, "examples in a MeZO step, over all processes; 0 = 64 for RoBERTa, 16 for OPT", minimum=0)
-    paper_eval_every: int = option(0, "MeZO steps between validations; 0 = 10,000 for RoBERTa, 4,000 for OPT", minimum=0)
+    paper_batch: int = option(
+        0, "examples in a MeZO step, over all processes; 0 = 64 for RoBERTa, 16 for OPT", minimum=0
+    )
+    paper_eval_every: int = option(
+        0, "MeZO steps between validations; 0 = 10,000 for RoBERTa, 4,000 for OPT", minimum=0
+    )
     paper_tune_steps: int = option(0, "Adam steps; 0 = 1,000 for RoBERTa, 5 epochs for OPT", minimum=0)
     paper_lr_mezo: tuple[float, ...] = option((), "learning rates of MeZO; () = the paper's grid", minimum=0)
-    paper_lr_lora: tuple[float, ...] = option((), "learning rates of MeZO with LoRA; () = the paper's grid", minimum=0)
-    paper_lr_prefix: tuple[float, ...] = option((), "learning rates of MeZO with prefixes; () = the paper's grid", minimum=0)
-    paper_lr_ft: tuple[float, ...] = option((), "learning rates of fine-tuning with Adam; () = the paper's grid", minimum=0)
+    paper_lr_lora: tuple[float, ...] = option(
+        (), "learning rates of MeZO with LoRA; () = the paper's grid", minimum=0
+    )
+    paper_lr_prefix: tuple[float, ...] = option(
+        (), "learning rates of MeZO with prefixes; () = the paper's grid", minimum=0
+    )
+    paper_lr_ft: tuple[float, ...] = option(
+        (), "learning rates of fine-tuning with Adam; () = the paper's grid", minimum=0
+    )
     paper_train: int = option(1000, "OPT: training examples", minimum=1)
-    paper_validation: int = option(500, "OPT: validation examples (CB and COPA never more than 100)", minimum=1)
+    paper_validation: int = option(
+        500, "OPT: validation examples (CB and COPA never more than 100)", minimum=1
+    )
     paper_test: int = option(1000, "test examples at most", minimum=1)
     paper_demonstrations: int = option(32, "OPT: demonstrations of in-context learning", minimum=1)
     paper_max_tokens: int = option(2048, "OPT: longest prompt with answer, tokens", minimum=64)
     paper_eval_batch: int = option(16, "sequences in a forward pass that needs no gradient", minimum=1)
-    paper_dtype: str = option("paper", "of the weights; paper = float16 for OPT, float32 for RoBERTa", choices=DTYPES)
-    paper_mode: str = option("auto", "how MeZO perturbs; auto = exact in half precision, else inplace", choices=("auto", "exact", "inplace"))
-    paper_placement: str = option("single", "single = whole model on one device; auto = layers spread over all GPUs", choices=("single", "auto"))
+    paper_dtype: str = option(
+        "paper", "of the weights; paper = float16 for OPT, float32 for RoBERTa", choices=DTYPES
+    )
+    paper_mode: str = option(
+        "auto",
+        "how MeZO perturbs; auto = exact in half precision, else inplace",
+        choices=("auto", "exact", "inplace"),
+    )
+    paper_placement: str = option(
+        "single",
+        "single = whole model on one device; auto = layers spread over all GPUs",
+        choices=("single", "auto"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +114,11 @@ MEZO_GRIDS: dict[tuple[str, str], tuple[tuple[float, ...], float, float]] = {
     ("causal", "mezo_prefix"): ((1e-2, 1e-3), 1e-1, 0.0),
 }
 # SQuAD and DROP had grids of their own.
-GENERATION_RATES = {"mezo": (1e-6, 5e-7, 1e-7), "mezo_lora": (1e-4, 5e-5, 1e-5), "mezo_prefix": (5e-2, 1e-2, 5e-3)}
+GENERATION_RATES = {
+    "mezo": (1e-6, 5e-7, 1e-7),
+    "mezo_lora": (1e-4, 5e-5, 1e-5),
+    "mezo_prefix": (5e-2, 1e-2, 5e-3),
+}
 MEZO_STEPS = {"masked": 100_000, "causal": 20_000}
 MEZO_EVERY = {"masked": 10_000, "causal": 4_000}
 MEZO_BATCH = {"masked": 64, "causal": 16}
@@ -111,7 +143,9 @@ def methods_of(settings: PaperSettings, family: str) -> list[str]:
     """
     chosen = [m for m in METHODS_OF[family] if m in settings.paper_methods]
     if not chosen:
-        raise ValueError(f"none of paper_methods = {settings.paper_methods} applies to {family} models: choose from {', '.join(METHODS_OF[family])}.")
+        raise ValueError(
+            f"none of paper_methods = {settings.paper_methods} applies to {family} models: choose from {', '.join(METHODS_OF[family])}."
+        )
     return chosen
 
 
@@ -125,7 +159,11 @@ def mezo_trials(settings: PaperSettings, family: str, method: str, *, generates:
     rates, eps, decay = MEZO_GRIDS[family, method]
     if generates:
         rates = GENERATION_RATES[method]
-    asked = {"mezo": settings.paper_lr_mezo, "mezo_lora": settings.paper_lr_lora, "mezo_prefix": settings.paper_lr_prefix}[method]
+    asked = {
+        "mezo": settings.paper_lr_mezo,
+        "mezo_lora": settings.paper_lr_lora,
+        "mezo_prefix": settings.paper_lr_prefix,
+    }[method]
     steps = settings.paper_steps or MEZO_STEPS[family]
     every = min(settings.paper_eval_every or MEZO_EVERY[family], steps)
     batch = settings.paper_batch or MEZO_BATCH[family]

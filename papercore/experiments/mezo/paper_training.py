@@ -44,7 +44,9 @@ def in_context(model: LanguageModel, problem: CausalProblem, pool: Sequence[Row]
     """`count` answered examples in front of each test question, drawn anew for each from `pool`."""
     tests = problem.questions["test"]
     drawn = demonstrations(pool, len(tests), count=count)
-    questions = [q.after([problem.prompt.question(row) for row in rows]) for q, rows in zip(tests, drawn, strict=True)]
+    questions = [
+        q.after([problem.prompt.question(row) for row in rows]) for q, rows in zip(tests, drawn, strict=True)
+    ]
     return _tested(problem.score(model.untouched(), questions, model.processes, "test"), problem.metric)
 
 
@@ -59,7 +61,9 @@ def linear_probe(model: LanguageModel, problem: Problem) -> Result:
 
     x, y = problem.features(model.untouched(), "train", model.processes)
     tests, labels = problem.features(model.untouched(), "test", model.processes)
-    probe: Any = LogisticRegression(max_iter=PROBE_ITERATIONS, tol=PROBE_TOLERANCE, fit_intercept=model.family == "masked")
+    probe: Any = LogisticRegression(
+        max_iter=PROBE_ITERATIONS, tol=PROBE_TOLERANCE, fit_intercept=model.family == "masked"
+    )
     folds = min(PROBE_FOLDS, int(np.unique(y, return_counts=True)[1].min()))
     if folds > 1:
         probe = GridSearchCV(probe, {"C": PROBE_PENALTIES}, scoring="accuracy", cv=StratifiedKFold(folds))
@@ -70,7 +74,9 @@ def linear_probe(model: LanguageModel, problem: Problem) -> Result:
     return {"test": 100 * float((probe.predict(tests) == labels).mean()), "folds": folds}
 
 
-def tune_mezo(model: LanguageModel, problem: Problem, method: str, trial: Trial, *, seed: int, folder: Path) -> Result:
+def tune_mezo(
+    model: LanguageModel, problem: Problem, method: str, trial: Trial, *, seed: int, folder: Path
+) -> Result:
     """MeZO on all weights, LoRA or a prefix; constant learning rate, best check kept.
 
     An interrupted run goes on from its log in `folder`: replayed on the pretrained weights it gives the very weights that the run
@@ -88,7 +94,12 @@ def tune_mezo(model: LanguageModel, problem: Problem, method: str, trial: Trial,
         tuned = replay(model.adapted(method, seed), log, best)
     trained = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
     scores = problem.evaluate(tuned, "test", model.processes)
-    return {**_tested(scores, problem.metric), **curve.as_dict(losses), "log_bytes": log.nbytes, "trained_weights": trained}
+    return {
+        **_tested(scores, problem.metric),
+        **curve.as_dict(losses),
+        "log_bytes": log.nbytes,
+        "trained_weights": trained,
+    }
 
 
 def _mezo_run(
@@ -97,9 +108,15 @@ def _mezo_run(
     processes = model.processes
     tuned = model.adapted(method, seed)
     optimizer = MeZO(
-        tuned.named_parameters(), lr=trial.lr, eps=trial.eps, weight_decay=trial.weight_decay, decay_filter="no_bias_norm",
-        seed=seed, mode=model.mode, process_group=processes.group,
-    )  # fmt: skip
+        tuned.named_parameters(),
+        lr=trial.lr,
+        eps=trial.eps,
+        weight_decay=trial.weight_decay,
+        decay_filter="no_bias_norm",
+        seed=seed,
+        mode=model.mode,
+        process_group=processes.group,
+    )
     curve = Curve()
 
     def step(index: int) -> float:
@@ -117,7 +134,9 @@ def _mezo_run(
     return optimizer.log, curve, losses, tuned
 
 
-def tune_adam(model: LanguageModel, problem: Problem, trial: Trial, *, seed: int, head_only: bool = False) -> Result:
+def tune_adam(
+    model: LanguageModel, problem: Problem, trial: Trial, *, seed: int, head_only: bool = False
+) -> Result:
     """Adam by backpropagation in float32 with linear decay, best check kept; on CUDA the arithmetic is bfloat16 where MeZO's is half.
 
     Args:
@@ -133,7 +152,9 @@ def tune_adam(model: LanguageModel, problem: Problem, trial: Trial, *, seed: int
         untie_output_layer(tuned)
     weights = [p for p in tuned.parameters() if p.requires_grad]
     optimizer, best = torch.optim.Adam(weights, lr=trial.lr), BestWeights(weights)
-    optimizer.register_step_pre_hook(lambda *_: processes.mean_([p.grad for p in weights if p.grad is not None]))
+    optimizer.register_step_pre_hook(
+        lambda *_: processes.mean_([p.grad for p in weights if p.grad is not None])
+    )
     curve, half = Curve(), model.dtype != torch.float32
     device = processes.device.type
 
@@ -160,12 +181,18 @@ def tune_adam(model: LanguageModel, problem: Problem, trial: Trial, *, seed: int
     with torch.random.fork_rng([processes.device] if device == "cuda" else []):
         torch.manual_seed(seed * processes.world + processes.rank)
         try:
-            losses = train(step, trial.steps, text=f"{model.label} {'head' if head_only else 'ft'} {trial.name}")
+            losses = train(
+                step, trial.steps, text=f"{model.label} {'head' if head_only else 'ft'} {trial.name}"
+            )
         except FloatingPointError as error:
             return _diverged(error)
     best.restore()
     scores = problem.evaluate(tuned, "test", processes)
-    return {**_tested(scores, problem.metric), **curve.as_dict(losses), "trained_weights": sum(p.numel() for p in weights)}
+    return {
+        **_tested(scores, problem.metric),
+        **curve.as_dict(losses),
+        "trained_weights": sum(p.numel() for p in weights),
+    }
 
 
 def _same_finiteness(loss: Tensor, mean_: Callable[[list[Tensor]], None]) -> Tensor:
@@ -217,7 +244,12 @@ class Curve:
     def as_dict(self, losses: list[float]) -> Result:
         """What a stage keeps."""
         windows = [float(np.mean(part)) for part in np.array_split(losses, min(LOSS_WINDOWS, len(losses)))]
-        kept = {"validation": max(self.scores), "best_step": self.best, "checks": self.steps, "checked": self.scores}
+        kept = {
+            "validation": max(self.scores),
+            "best_step": self.best,
+            "checks": self.steps,
+            "checked": self.scores,
+        }
         return {**kept, "losses": np.array(windows), "diverged": ""}
 
 
@@ -244,7 +276,11 @@ class _Replayed:
         self.model, self.optimizer, self.curve = model, optimizer, curve
 
     def state_dict(self) -> Result:
-        return {"optimizer": self.optimizer.state_dict(), "steps": self.curve.steps, "scores": self.curve.scores}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.curve.steps,
+            "scores": self.curve.scores,
+        }
 
     def load_state_dict(self, state: Result) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
@@ -258,4 +294,11 @@ def _tested(scores: dict[str, float], metric: str) -> Result:
 
 def _diverged(error: FloatingPointError) -> Result:
     """A result, not an accident: this learning rate is too large, and the grid goes on without it."""
-    return {"test": float("nan"), "validation": float("-inf"), "best_step": 0, "checks": [], "checked": [], "diverged": str(error)}
+    return {
+        "test": float("nan"),
+        "validation": float("-inf"),
+        "best_step": 0,
+        "checks": [],
+        "checked": [],
+        "diverged": str(error),
+    }

@@ -49,7 +49,9 @@ class Problem(Protocol):
 
     def evaluate(self, model: nn.Module, split: str, processes: Processes) -> dict[str, float]: ...
 
-    def features(self, model: nn.Module, split: str, processes: Processes) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+    def features(
+        self, model: nn.Module, split: str, processes: Processes
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
 
 
 class MaskedProblem:
@@ -65,12 +67,24 @@ class MaskedProblem:
     metric = "accuracy"
     has_labels = True
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, prompt: MaskedPrompt, sample: Sample, *, batch: int = 16) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        prompt: MaskedPrompt,
+        sample: Sample,
+        *,
+        batch: int = 16,
+    ) -> None:
         self.batch, self.pad = batch, scoring.padding_id(tokenizer)
         self.words = scoring.word_ids(tokenizer, prompt.words)
         rows = {"train": sample.train, "validation": sample.validation, "test": sample.test}
-        self.rows = {split: [scoring.encode_masked(tokenizer, prompt, row) for row in rows[split]] for split in SPLITS}
-        self.labels = {split: [label_of(row, task.label, prompt.words) for row in rows[split]] for split in SPLITS}
+        self.rows = {
+            split: [scoring.encode_masked(tokenizer, prompt, row) for row in rows[split]] for split in SPLITS
+        }
+        self.labels = {
+            split: [label_of(row, task.label, prompt.words) for row in rows[split]] for split in SPLITS
+        }
 
     @property
     def train_examples(self) -> int:
@@ -79,7 +93,8 @@ class MaskedProblem:
     def loss(self, model: nn.Module, mine: Sequence[int], joint: Sequence[int] | None = None) -> Tensor:
         """Cross-entropy over the label words' logits, mean over `mine` (equal shares make `joint` superfluous here)."""
         logits = [
-            scoring.mask_logits(model, [self.rows["train"][i] for i in part], self.words, self.pad) for part in _parts(mine, self.batch)
+            scoring.mask_logits(model, [self.rows["train"][i] for i in part], self.words, self.pad)
+            for part in _parts(mine, self.batch)
         ]
         targets = torch.tensor([self.labels["train"][i] for i in mine], device=logits[0].device)
         return functional.cross_entropy(torch.cat(logits), targets)
@@ -90,18 +105,26 @@ class MaskedProblem:
 
         def right(batch: list[int]) -> list[float]:
             logits = scoring.mask_logits(model, [rows[i] for i in batch], self.words, self.pad)
-            return [float(guess == labels[i]) for i, guess in zip(batch, logits.argmax(-1).tolist(), strict=True)]
+            return [
+                float(guess == labels[i]) for i, guess in zip(batch, logits.argmax(-1).tolist(), strict=True)
+            ]
 
-        return {"accuracy": _percent(_each(processes, [len(row.ids) for row in rows], self.batch, right), split)}
+        return {
+            "accuracy": _percent(_each(processes, [len(row.ids) for row in rows], self.batch, right), split)
+        }
 
-    def features(self, model: nn.Module, split: str, processes: Processes) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def features(
+        self, model: nn.Module, split: str, processes: Processes
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """What the output layer sees at the mask, [n, d], and the labels [n]."""
         rows = self.rows[split]
 
         def seen(batch: list[int]) -> list[NDArray[np.float32]]:
             return list(scoring.mask_features(model, [rows[i] for i in batch], self.pad).cpu().numpy())
 
-        return np.stack(_each(processes, [len(row.ids) for row in rows], self.batch, seen)), np.array(self.labels[split])
+        return _stacked(_each(processes, [len(row.ids) for row in rows], self.batch, seen)), np.array(
+            self.labels[split]
+        )
 
 
 class CausalProblem:
@@ -116,7 +139,14 @@ class CausalProblem:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, task: Task, prompt: CausalPrompt, sample: Sample, *, max_tokens: int = 2048, batch: int = 16
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        prompt: CausalPrompt,
+        sample: Sample,
+        *,
+        max_tokens: int = 2048,
+        batch: int = 16,
     ) -> None:
         self.tokenizer, self.prompt, self.max_tokens, self.batch = tokenizer, prompt, max_tokens, batch
         self.metric, self.has_labels = task.metric, bool(prompt.words)
@@ -124,7 +154,9 @@ class CausalProblem:
         rows = {"train": sample.train, "validation": sample.validation, "test": sample.test}
         self.questions = {split: [prompt.question(row) for row in rows[split]] for split in SPLITS}
         # Only what a loss or a probe reads is encoded ahead; test prompts change with their demonstrations.
-        self.train = [scoring.encode_question(tokenizer, q, max_tokens=max_tokens) for q in self.questions["train"]]
+        self.train = [
+            scoring.encode_question(tokenizer, q, max_tokens=max_tokens) for q in self.questions["train"]
+        ]
 
     @property
     def train_examples(self) -> int:
@@ -139,12 +171,24 @@ class CausalProblem:
         questions = self.questions["train"]
         if questions[mine[0]].chooses:
             encoded = [candidate for i in mine for candidate in self.train[i]]
-            scores = torch.cat([scoring.candidate_scores(model, part, self.pad) for part in _parts(encoded, self.batch)])
-            return scoring.choice_loss(scores, [len(self.train[i]) for i in mine], [questions[i].answers[0] for i in mine])
+            scores = torch.cat(
+                [scoring.candidate_scores(model, part, self.pad) for part in _parts(encoded, self.batch)]
+            )
+            return scoring.choice_loss(
+                scores, [len(self.train[i]) for i in mine], [questions[i].answers[0] for i in mine]
+            )
         joint = mine if joint is None else joint
         share = sum(self._taught(i).answer for i in joint) * len(mine) / len(joint)
         taught = [self._taught(i) for i in mine]
-        return -torch.stack([scoring.answer_log_probs(model, part, self.pad)[0].sum() for part in _parts(taught, self.batch)]).sum() / share
+        return (
+            -torch.stack(
+                [
+                    scoring.answer_log_probs(model, part, self.pad)[0].sum()
+                    for part in _parts(taught, self.batch)
+                ]
+            ).sum()
+            / share
+        )
 
     def _taught(self, index: int) -> scoring.Encoded:
         return self.train[index][self.questions["train"][index].answers[0]]
@@ -153,19 +197,32 @@ class CausalProblem:
         """Accuracy, or F1 and exact match, in percent."""
         return self.score(model, self.questions[split], processes, split)
 
-    def score(self, model: nn.Module, questions: Sequence[Question], processes: Processes, what: str) -> dict[str, float]:
+    def score(
+        self, model: nn.Module, questions: Sequence[Question], processes: Processes, what: str
+    ) -> dict[str, float]:
         """The same for any questions, for instance with demonstrations in front."""
-        return self._written(model, questions, processes, what) if self.prompt.generates else self._chosen(model, questions, processes, what)
+        return (
+            self._written(model, questions, processes, what)
+            if self.prompt.generates
+            else self._chosen(model, questions, processes, what)
+        )
 
-    def _chosen(self, model: nn.Module, questions: Sequence[Question], processes: Processes, what: str) -> dict[str, float]:
+    def _chosen(
+        self, model: nn.Module, questions: Sequence[Question], processes: Processes, what: str
+    ) -> dict[str, float]:
         """Share of questions whose likeliest candidate is right."""
 
         def work(mine: list[int]) -> list[float]:
-            encoded = [scoring.encode_question(self.tokenizer, questions[i], max_tokens=self.max_tokens) for i in mine]
+            encoded = [
+                scoring.encode_question(self.tokenizer, questions[i], max_tokens=self.max_tokens)
+                for i in mine
+            ]
             flat = [candidate for candidates in encoded for candidate in candidates]
             scores = np.empty(len(flat))
             for part in scoring.by_length([len(c.ids) for c in flat], self.batch):
-                scores[part] = scoring.candidate_scores(model, [flat[i] for i in part], self.pad).cpu().numpy()
+                scores[part] = (
+                    scoring.candidate_scores(model, [flat[i] for i in part], self.pad).cpu().numpy()
+                )
             ends = np.cumsum([len(candidates) for candidates in encoded])
             best = [int(s.argmax()) for s in np.split(scores, ends)[:-1]]
             return [float(guess in questions[i].answers) for i, guess in zip(mine, best, strict=True)]
@@ -173,18 +230,30 @@ class CausalProblem:
         with torch.no_grad():
             return {"accuracy": _percent(processes.spread(len(questions), work), what)}
 
-    def _written(self, model: nn.Module, questions: Sequence[Question], processes: Processes, what: str) -> dict[str, float]:
+    def _written(
+        self, model: nn.Module, questions: Sequence[Question], processes: Processes, what: str
+    ) -> dict[str, float]:
         """F1 and exact match of what the model writes."""
 
         def both(batch: list[int]) -> list[tuple[float, float]]:
-            texts = scoring.generate(model, self.tokenizer, [questions[i].prompt for i in batch], max_tokens=self.max_tokens)
+            texts = scoring.generate(
+                model, self.tokenizer, [questions[i].prompt for i in batch], max_tokens=self.max_tokens
+            )
             pairs = [(text, questions[i].references) for i, text in zip(batch, texts, strict=True)]
-            return [(scoring.f1(text, references), scoring.exact_match(text, references)) for text, references in pairs]
+            return [
+                (scoring.f1(text, references), scoring.exact_match(text, references))
+                for text, references in pairs
+            ]
 
         results = _each(processes, [len(q.prompt) for q in questions], self.batch, both)
-        return {"f1": _percent([f for f, _ in results], what), "exact_match": _percent([e for _, e in results], what)}
+        return {
+            "f1": _percent([f for f, _ in results], what),
+            "exact_match": _percent([e for _, e in results], what),
+        }
 
-    def features(self, model: nn.Module, split: str, processes: Processes) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def features(
+        self, model: nn.Module, split: str, processes: Processes
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """What the output layer sees at the last token of the prompt, [n, d], and the labels [n]."""
         questions = self.questions[split]
         # The first candidate stands for all: only the prompt before it is read.
@@ -193,10 +262,14 @@ class CausalProblem:
         def seen(batch: list[int]) -> list[NDArray[np.float32]]:
             return list(scoring.prompt_features(model, [rows[i] for i in batch], self.pad).cpu().numpy())
 
-        return np.stack(_each(processes, [len(row.ids) for row in rows], self.batch, seen)), np.array([q.answers[0] for q in questions])
+        return _stacked(_each(processes, [len(row.ids) for row in rows], self.batch, seen)), np.array(
+            [q.answers[0] for q in questions]
+        )
 
 
-def _each(processes: Processes, lengths: Sequence[int], size: int, work: Callable[[list[int]], list[T]]) -> list[T]:
+def _each(
+    processes: Processes, lengths: Sequence[int], size: int, work: Callable[[list[int]], list[T]]
+) -> list[T]:
     """`work` on batches of indices of like length, over the processes and without gradients; results in order of index."""
 
     def run(mine: list[int]) -> list[T]:
@@ -214,6 +287,10 @@ def _parts(items: Sequence[T], size: int) -> list[Sequence[T]]:
     """Consecutive parts of at most `size`; one part when gradients are wanted, since its graph is needed whole."""
     size = len(items) if torch.is_grad_enabled() else size
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _stacked(rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return np.stack(rows)
 
 
 def _percent(results: Sequence[float], what: str) -> float:

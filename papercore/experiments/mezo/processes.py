@@ -59,7 +59,9 @@ class Processes:
             ValueError: the batch does not divide evenly, so that a mean of means would not be the batch's mean.
         """
         if len(items) % self.world:
-            raise ValueError(f"{what} of {len(items)} examples does not divide over {self.world} processes: choose a number of processes that divides it.")
+            raise ValueError(
+                f"{what} of {len(items)} examples does not divide over {self.world} processes: choose a number of processes that divides it."
+            )
         return items[self.rank :: self.world]
 
     def spread(self, count: int, work: Callable[[list[int]], list[T]]) -> list[T]:

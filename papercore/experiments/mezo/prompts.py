@@ -34,7 +34,9 @@ def column(row: Row, *names: str) -> Any:
     for name in names:
         if name in row:
             return row[name]
-    raise ValueError(f"a row has no column {' or '.join(map(repr, names))}: it has {', '.join(map(repr, row))}.")
+    raise ValueError(
+        f"a row has no column {' or '.join(map(repr, names))}: it has {', '.join(map(repr, row))}."
+    )
 
 
 def label_of(row: Row, name: str, words: Sequence[str]) -> int:
@@ -46,7 +48,9 @@ def label_of(row: Row, name: str, words: Sequence[str]) -> int:
     value = column(row, name)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(words):
         known = ", ".join(f"{i} ({word})" for i, word in enumerate(words))
-        raise ValueError(f"label {value!r} in column {name!r} has no label word: expected {known}. Hidden test labels (-1) cannot be scored.")
+        raise ValueError(
+            f"label {value!r} in column {name!r} has no label word: expected {known}. Hidden test labels (-1) cannot be scored."
+        )
     return value
 
 
@@ -192,12 +196,21 @@ def _first_letter(text: str, change: Callable[[str], str]) -> str:
 
 def _pair(row: Row) -> dict[str, str]:
     """Premise and hypothesis under the column names of either GLUE or SNLI/MNLI, joined into one sentence by the template."""
-    first, second = str(column(row, "premise", "sentence1")).strip(), str(column(row, "hypothesis", "sentence2")).strip()
-    return {"first": first[:-1] if first.endswith(tuple(string.punctuation)) else first, "second": _first_letter(second, str.lower)}
+    first, second = (
+        str(column(row, "premise", "sentence1")).strip(),
+        str(column(row, "hypothesis", "sentence2")).strip(),
+    )
+    return {
+        "first": first[:-1] if first.endswith(tuple(string.punctuation)) else first,
+        "second": _first_letter(second, str.lower),
+    }
 
 
 def _entailment(row: Row) -> dict[str, str]:
-    return {"premise": str(column(row, "premise", "sentence1")), "hypothesis": str(column(row, "hypothesis", "sentence2"))}
+    return {
+        "premise": str(column(row, "premise", "sentence1")),
+        "hypothesis": str(column(row, "hypothesis", "sentence2")),
+    }
 
 
 def _boolq(row: Row) -> dict[str, str]:
@@ -206,7 +219,11 @@ def _boolq(row: Row) -> dict[str, str]:
 
 
 def _wsc(row: Row) -> dict[str, str]:
-    return {"text": str(column(row, "text")), "noun": str(column(row, "span1_text")), "pronoun": str(column(row, "span2_text")).lower()}
+    return {
+        "text": str(column(row, "text")),
+        "noun": str(column(row, "span1_text")),
+        "pronoun": str(column(row, "span2_text")).lower(),
+    }
 
 
 def _copa(row: Row) -> dict[str, str]:
@@ -229,8 +246,14 @@ def _record(row: Row) -> dict[str, str]:
 
 
 def _record_choices(row: Row) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    query, entities, right = str(column(row, "query")), list(column(row, "entities")), set(column(row, "answers"))
-    return tuple(f" {query.replace('@placeholder', e)}" for e in entities), tuple(i for i, e in enumerate(entities) if e in right)
+    query, entities, right = (
+        str(column(row, "query")),
+        list(column(row, "entities")),
+        set(column(row, "answers")),
+    )
+    return tuple(f" {query.replace('@placeholder', e)}" for e in entities), tuple(
+        i for i, e in enumerate(entities) if e in right
+    )
 
 
 def _question(*names: str) -> Callable[[Row], dict[str, str]]:
@@ -250,9 +273,15 @@ _NLI = "{first}? {mask}, {second}"
 
 MASKED: dict[str, MaskedPrompt] = {
     "sst2": MaskedPrompt(_SENTIMENT, ("terrible", "great"), _stripped("sentence", "text")),
-    "sst5": MaskedPrompt(_SENTIMENT, ("terrible", "bad", "okay", "good", "great"), _stripped("sentence", "text")),
+    "sst5": MaskedPrompt(
+        _SENTIMENT, ("terrible", "bad", "okay", "good", "great"), _stripped("sentence", "text")
+    ),
     # ABBR, ENTY, DESC, HUM, LOC, NUM on the hub.
-    "trec": MaskedPrompt("{mask}: {sentence}", ("Expression", "Entity", "Description", "Human", "Location", "Number"), _stripped("sentence", "text")),
+    "trec": MaskedPrompt(
+        "{mask}: {sentence}",
+        ("Expression", "Entity", "Description", "Human", "Location", "Number"),
+        _stripped("sentence", "text"),
+    ),
     "mnli": MaskedPrompt(_NLI, ("Yes", "Maybe", "No"), _pair, 256),
     "snli": MaskedPrompt(_NLI, ("Yes", "Maybe", "No"), _pair, 256),
     "rte": MaskedPrompt(_NLI, ("Yes", "No"), _pair, 256),
@@ -260,12 +289,22 @@ MASKED: dict[str, MaskedPrompt] = {
 
 CAUSAL: dict[str, CausalPrompt] = {
     "sst2": CausalPrompt("{sentence} It was", _stripped("sentence"), ("terrible", "great"), " "),
-    "rte": CausalPrompt('{premise}\nDoes this mean that "{hypothesis}" is true? Yes or No?\n', _entailment, ("Yes", "No")),
+    "rte": CausalPrompt(
+        '{premise}\nDoes this mean that "{hypothesis}" is true? Yes or No?\n', _entailment, ("Yes", "No")
+    ),
     # entailment, contradiction, neutral on the hub.
-    "cb": CausalPrompt('Suppose {premise} Can we infer that "{hypothesis}"? Yes, No, or Maybe?\n', _entailment, ("Yes", "No", "Maybe")),
+    "cb": CausalPrompt(
+        'Suppose {premise} Can we infer that "{hypothesis}"? Yes, No, or Maybe?\n',
+        _entailment,
+        ("Yes", "No", "Maybe"),
+    ),
     # The paper's table; the released code's default puts a newline, not a space, before the answer.
     "boolq": CausalPrompt("{passage} {question}?", _boolq, ("No", "Yes"), " "),
-    "wsc": CausalPrompt('{text}\nIn the previous sentence, does the pronoun "{pronoun}" refer to {noun}? Yes or No?\n', _wsc, ("No", "Yes")),
+    "wsc": CausalPrompt(
+        '{text}\nIn the previous sentence, does the pronoun "{pronoun}" refer to {noun}? Yes or No?\n',
+        _wsc,
+        ("No", "Yes"),
+    ),
     "wic": CausalPrompt(
         'Does the word "{word}" have the same meaning in these two sentences? Yes, No?\n{sentence1}\n{sentence2}\n',
         _fields("word", "sentence1", "sentence2"),
@@ -278,6 +317,12 @@ CAUSAL: dict[str, CausalPrompt] = {
     ),
     "copa": CausalPrompt("{premise} {conjunction}", _copa, choose=_copa_choices),
     "record": CausalPrompt("{passage}\n-", _record, choose=_record_choices),
-    "squad": CausalPrompt("Title: {title}\nContext: {context}\nQuestion: {question}\nAnswer:", _question("title", "context"), answers=_squad_answers),
-    "drop": CausalPrompt("Passage: {passage}\nQuestion: {question}\nAnswer:", _question("passage"), answers=_drop_answers),
+    "squad": CausalPrompt(
+        "Title: {title}\nContext: {context}\nQuestion: {question}\nAnswer:",
+        _question("title", "context"),
+        answers=_squad_answers,
+    ),
+    "drop": CausalPrompt(
+        "Passage: {passage}\nQuestion: {question}\nAnswer:", _question("passage"), answers=_drop_answers
+    ),
 }

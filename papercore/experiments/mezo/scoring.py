@@ -57,7 +57,9 @@ class EncodedMask:
     mask: int
 
 
-def encode_question(tokenizer: PreTrainedTokenizerBase, question: Question, *, max_tokens: int) -> list[Encoded]:
+def encode_question(
+    tokenizer: PreTrainedTokenizerBase, question: Question, *, max_tokens: int
+) -> list[Encoded]:
     """Each candidate behind its prompt, cut on the left to `max_tokens`; the beginning-of-text token stays.
 
     Prompt and candidate are tokenized apart, so that the boundary between them is a token boundary by construction.
@@ -69,14 +71,18 @@ def encode_question(tokenizer: PreTrainedTokenizerBase, question: Question, *, m
     return [_joined(tokenizer, prompt, text, max_tokens) for text in question.candidates]
 
 
-def _joined(tokenizer: PreTrainedTokenizerBase, prompt: list[int], candidate: str, max_tokens: int) -> Encoded:
+def _joined(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[int], candidate: str, max_tokens: int
+) -> Encoded:
     answer = tokenizer.encode(candidate, add_special_tokens=False)
     begin = _beginning(tokenizer)
     room = max_tokens - len(begin) - len(answer)
     if not answer:
         raise ValueError(f"the candidate {candidate!r} has no token, so it has no likelihood.")
     if room < 1:
-        raise ValueError(f"the candidate {candidate[:60]!r} has {len(answer)} tokens: no room for a prompt within {max_tokens}.")
+        raise ValueError(
+            f"the candidate {candidate[:60]!r} has {len(answer)} tokens: no room for a prompt within {max_tokens}."
+        )
     return Encoded((*begin, *prompt[-room:], *answer), len(answer))
 
 
@@ -97,7 +103,12 @@ def answer_log_probs(model: nn.Module, batch: Sequence[Encoded], pad: int) -> tu
     """
     ids, attention = _padded([row.ids for row in batch], pad, left=True, device=_device(model))
     longest = max(row.answer for row in batch)
-    inputs = {"input_ids": ids, "attention_mask": attention, "use_cache": False, "logits_to_keep": longest + 1}
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": attention,
+        "use_cache": False,
+        "logits_to_keep": longest + 1,
+    }
     if not _prepends_tokens(model):
         inputs["position_ids"] = (attention.cumsum(-1) - 1).clamp_min(0)
     logits = model(**inputs).logits[:, -(longest + 1) : -1].float()
@@ -121,7 +132,9 @@ def choice_loss(scores: Tensor, counts: Sequence[int], answers: Sequence[int]) -
         scores: [sum(counts)], question after question.
         counts: candidates of each question; answers: position of the right one.
     """
-    table = pad_sequence(scores.split(list(counts)), batch_first=True, padding_value=float("-inf"))  # [questions, C]
+    table = pad_sequence(
+        scores.split(list(counts)), batch_first=True, padding_value=float("-inf")
+    )  # [questions, C]
     return functional.cross_entropy(table, torch.tensor(answers, device=scores.device))
 
 
@@ -132,19 +145,23 @@ def encode_masked(tokenizer: PreTrainedTokenizerBase, prompt: MaskedPrompt, row:
         ValueError: the tokenizer has no mask token, or the template alone is too long.
     """
     if tokenizer.mask_token_id is None:
-        raise ValueError("this tokenizer has no mask token: label words at a mask need a masked language model such as roberta-large.")
+        raise ValueError(
+            "this tokenizer has no mask token: label words at a mask need a masked language model such as roberta-large."
+        )
     before, after = prompt.pieces(row)
     encoded = [(tokenizer.encode(text, add_special_tokens=False), cut) for text, cut in [*before, *after]]
     surplus = sum(len(ids) for ids, _ in encoded) + 3 - prompt.max_tokens
     while surplus > 0:
-        longest = max((ids for ids, cut in encoded if cut), key=len, default=[])
+        longest: list[int] = max((ids for ids, cut in encoded if cut), key=len, default=[])
         if len(longest) < 2:
             raise ValueError(f"the prompt {prompt.template!r} does not fit {prompt.max_tokens} tokens.")
         longest.pop()
         surplus -= 1
     ids = [token for piece, _ in encoded[: len(before)] for token in piece]
     rest = [token for piece, _ in encoded[len(before) :] for token in piece]
-    return EncodedMask((tokenizer.cls_token_id, *ids, tokenizer.mask_token_id, *rest, tokenizer.sep_token_id), len(ids) + 1)
+    return EncodedMask(
+        (tokenizer.cls_token_id, *ids, tokenizer.mask_token_id, *rest, tokenizer.sep_token_id), len(ids) + 1
+    )
 
 
 def word_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
@@ -156,9 +173,13 @@ def word_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[i
     pieces = {word: tokenizer.encode(f" {word}", add_special_tokens=False) for word in words}
     for word, ids in pieces.items():
         if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-            raise ValueError(f"the label word {word!r} is {len(ids)} tokens of this tokenizer, expected one known token: {tokenizer.convert_ids_to_tokens(ids)}.")
+            raise ValueError(
+                f"the label word {word!r} is {len(ids)} tokens of this tokenizer, expected one known token: {tokenizer.convert_ids_to_tokens(ids)}."
+            )
     if len({ids[0] for ids in pieces.values()}) < len(words):
-        raise ValueError(f"label words {', '.join(words)} share a token of this tokenizer: they could not be told apart.")
+        raise ValueError(
+            f"label words {', '.join(words)} share a token of this tokenizer: they could not be told apart."
+        )
     return [ids[0] for ids in pieces.values()]
 
 
@@ -189,7 +210,12 @@ def prompt_features(model: nn.Module, batch: Sequence[Encoded], pad: int) -> Ten
 
 
 def generate(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, max_tokens: int = 2048, new_tokens: int = NEW_TOKENS
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_tokens: int = 2048,
+    new_tokens: int = NEW_TOKENS,
 ) -> list[str]:
     """Greedy continuations up to the first newline, without the spaces around them.
 
@@ -199,12 +225,20 @@ def generate(
     begin = _beginning(tokenizer)
     room = max_tokens - new_tokens - len(begin)
     if room < 1:
-        raise ValueError(f"max_tokens = {max_tokens} leaves no room for a prompt before {new_tokens} new tokens.")
+        raise ValueError(
+            f"max_tokens = {max_tokens} leaves no room for a prompt before {new_tokens} new tokens."
+        )
     encoded = [(*begin, *tokenizer.encode(text, add_special_tokens=False)[-room:]) for text in prompts]
     pad = padding_id(tokenizer)
     ids, attention = _padded(encoded, pad, left=True, device=_device(model))
     ends = [*newline_ids(tokenizer), *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
-    options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "max_new_tokens": new_tokens, "eos_token_id": ends, "pad_token_id": pad}
+    options: dict[str, Any] = {
+        "do_sample": False,
+        "num_beams": 1,
+        "max_new_tokens": new_tokens,
+        "eos_token_id": ends,
+        "pad_token_id": pad,
+    }
     with torch.no_grad():
         out = model.generate(input_ids=ids, attention_mask=attention, **options)  # type: ignore[operator]
     texts = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
@@ -215,7 +249,9 @@ def generate(
 def newline_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Every token whose text holds a newline: generation stops at any of them."""
     vocabulary = tokenizer.get_vocab()
-    return tuple(sorted(i for token, i in vocabulary.items() if "\n" in tokenizer.convert_tokens_to_string([token])))
+    return tuple(
+        sorted(i for token, i in vocabulary.items() if "\n" in tokenizer.convert_tokens_to_string([token]))
+    )
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -242,7 +278,9 @@ def f1(prediction: str, references: Sequence[str]) -> float:
     _need_references(references)
     if references[0] in _REFUSALS:
         return exact_match(prediction, references[:1])
-    return max(_overlap(normalized_answer(prediction).split(), normalized_answer(r).split()) for r in references)
+    return max(
+        _overlap(normalized_answer(prediction).split(), normalized_answer(r).split()) for r in references
+    )
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
@@ -268,11 +306,17 @@ def by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int, *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+def _padded(
+    rows: Sequence[Sequence[int]], pad: int, *, left: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """(ids [N, T], attention [N, T]) with the padding on one side."""
     side = "left" if left else "right"
-    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad, padding_side=side)
-    attention = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True, padding_side=side)
+    ids = pad_sequence(
+        [torch.tensor(row) for row in rows], batch_first=True, padding_value=pad, padding_side=side
+    )
+    attention = pad_sequence(
+        [torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True, padding_side=side
+    )
     return ids.to(device), attention.to(device)
 
 

@@ -229,7 +229,9 @@ def _comparisons(record: Record, untouched: Run, runs: Runs, *, chance: float) -
     )
     if {"full", "no_prompt"} <= set(correct):
         gains = [float(correct[arm].mean()) - chance for arm in ("no_prompt", "full")]
-        record.metric("standard_no_prompt_gain_ratio", gains[0] / gains[1], "abs:0.15")
+        # without a gain to compare with there is no ratio, and no rule on it holds
+        ratio = gains[0] / gains[1] if gains[1] > 0 else math.nan
+        record.metric("standard_no_prompt_gain_ratio", ratio, "abs:0.15")
 
 
 def _footprint(record: Record, rows: list[Run]) -> None:

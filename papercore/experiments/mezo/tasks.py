@@ -123,8 +123,8 @@ def load_rows(task: Task, split: str) -> list[Row]:
     names = [split, split.partition("_")[0]]
     for name in dict.fromkeys(names):
         if any(place.rglob(f"{name}*")):
-            return data.rows(task.name, name, path=place)
-    return data.rows(task.name, split, path=place)
+            return list(data.rows(task.name, name, path=place))
+    return list(data.rows(task.name, split, path=place))
 
 
 def k_shot(labels: Sequence[int], k: int, seed: int) -> tuple[list[int], list[int]]:
@@ -150,14 +150,20 @@ def few_shot_sample(task: Task, *, k: int, seed: int, test_examples: int = 1000)
     """The sample of a RoBERTa run. Rows of SNLI on which annotators disagree (label -1) are left out.
 
     Raises:
-        ValueError: a label outside the label words, or a class without any example.
+        ValueError: a label outside the label words, a class without any example, or none left for validation.
     """
     words = MASKED[task.name].words
     pool = _labelled(task, "train")
     labels = [label_of(row, task.label, words) for row in pool]
     if absent := [words[i] for i in range(len(words)) if i not in set(labels)]:
-        raise ValueError(f"{task.name}: the training split has no example of {', '.join(absent)}; every label needs at least one.")
+        raise ValueError(
+            f"{task.name}: the training split has no example of {', '.join(absent)}; every label needs at least one."
+        )
     train, validation = k_shot(labels, k, seed)
+    if not validation:
+        raise ValueError(
+            f"{task.name}: no label has more than k = {k} training rows, so none is left for validation: lower paper_shots."
+        )
     test = _labelled(task, task.test)
     if len(test) > test_examples:
         order = list(range(len(test)))
@@ -166,7 +172,14 @@ def few_shot_sample(task: Task, *, k: int, seed: int, test_examples: int = 1000)
     return Sample([pool[i] for i in train], [pool[i] for i in validation], test, pool)
 
 
-def large_sample(task: Task, *, seed: int, train_examples: int = 1000, validation_examples: int = 500, test_examples: int = 1000) -> Sample:
+def large_sample(
+    task: Task,
+    *,
+    seed: int,
+    train_examples: int = 1000,
+    validation_examples: int = 500,
+    test_examples: int = 1000,
+) -> Sample:
     """The sample of an OPT run: one permutation of the training split, its tail of validation examples first reserved.
 
     Raises:
@@ -174,7 +187,9 @@ def large_sample(task: Task, *, seed: int, train_examples: int = 1000, validatio
     """
     pool = load_rows(task, "train")
     validation_examples = min(validation_examples, task.validation)
-    drawn = np.random.RandomState(seed).permutation(len(pool))[: train_examples + validation_examples].tolist()
+    drawn = (
+        np.random.RandomState(seed).permutation(len(pool))[: train_examples + validation_examples].tolist()
+    )
     if len(drawn) <= validation_examples:
         raise ValueError(
             f"{task.name}: {len(pool)} training rows leave none beside {validation_examples} validation examples: "
@@ -183,7 +198,9 @@ def large_sample(task: Task, *, seed: int, train_examples: int = 1000, validatio
     cut = len(drawn) - validation_examples
     test = load_rows(task, task.test)
     chosen = np.random.RandomState(TEST_SEED_OPT).permutation(len(test))[:test_examples].tolist()
-    return Sample([pool[i] for i in drawn[:cut]], [pool[i] for i in drawn[cut:]], [test[i] for i in chosen], pool)
+    return Sample(
+        [pool[i] for i in drawn[:cut]], [pool[i] for i in drawn[cut:]], [test[i] for i in chosen], pool
+    )
 
 
 def demonstrations(pool: Sequence[Row], tests: int, *, count: int = 32) -> list[list[Row]]:
@@ -193,7 +210,9 @@ def demonstrations(pool: Sequence[Row], tests: int, *, count: int = 32) -> list[
         ValueError: an empty training split.
     """
     if not pool:
-        raise ValueError("in-context learning needs a training split with at least one row to draw demonstrations from.")
+        raise ValueError(
+            "in-context learning needs a training split with at least one row to draw demonstrations from."
+        )
     seeds = np.random.RandomState(DEMONSTRATION_SEED).randint(0, 10_000, tests)
     return [[pool[i] for i in np.random.RandomState(seed).permutation(len(pool))[:count]] for seed in seeds]
 
@@ -209,7 +228,9 @@ def _from_hub(task: Task, split: str, missing: data.Missing) -> list[Row]:
     except data.Missing as error:
         tried = "\n".join(error.tried)
         if "scripts are no longer supported" not in tried:
-            raise data.Missing(f"the data set {task.name!r}", [*missing.tried, *error.tried], _command(task)) from error
+            raise data.Missing(
+                f"the data set {task.name!r}", [*missing.tried, *error.tried], _command(task)
+            ) from error
     return _from_parquet_branch(task, split, missing)
 
 

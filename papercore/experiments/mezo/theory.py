@@ -43,10 +43,10 @@ def steps_to_target(d: int, r: int, *, seed: int, lr: float | None = None, targe
 
     The start is drawn on the r directions that matter. Returns `limit` when it does not get there.
     """
-    theta = torch.nn.Parameter(torch.zeros(d, dtype=torch.float64))
+    theta = torch.nn.Parameter(torch.zeros(d))
     with torch.no_grad():
-        theta[:r] = noise(seed, 0, r, dtype=torch.float64)
-    optimizer = MeZO([theta], lr=1.0 / (r + 2) if lr is None else lr, eps=1e-4, seed=seed)
+        theta[:r] = noise(seed, 0, r)
+    optimizer = MeZO([theta], lr=1.0 / (r + 2) if lr is None else lr, eps=1e-3, seed=seed)
 
     def loss() -> Tensor:
         return 0.5 * theta[:r].square().sum()
@@ -88,7 +88,7 @@ def rounding_drift(weights: int, steps: int, seed: int) -> list[list[Any]]:
     start = 0.05 * noise(seed + 1, 0, weights)
     ideal = start.double()
     for draw, slope in zip(draws, slopes, strict=True):
-        add_noise_([ideal], [0], [(draw, -lr * slope)])
+        ideal.add_(noise(draw, 0, weights), alpha=-lr * slope)
     rows = []
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         base = start.to(dtype)

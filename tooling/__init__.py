@@ -1,0 +1,1 @@
+"""What the make targets do: install, execute, clean, render, scan, check. Part of the source tree, never installed."""
