@@ -144,7 +144,9 @@ def test_no_file_names_a_package_index() -> None:
 
 
 DATA = [
-    path for path in (ROOT / "papercore").rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}
+    path
+    for path in (ROOT / "papercore").rglob("*")
+    if path.is_file() and path.suffix != ".py" and path.parent.name != "__pycache__"
 ]
 
 

@@ -3,7 +3,8 @@
     python -m tooling.clean book/mezo.ipynb              # clean in place
     python -m tooling.clean --check book/*.ipynb         # say what is not clean; exit status 1 if anything is
 
-Dropped: execution counts, timings, papermill's notes, widget state and live widgets, stderr, captions shown as text.
+Dropped: timings, papermill's notes, widget state and live widgets, stderr, captions shown as text.
+Numbered: code cells, from 1 (nbval takes a cell with outputs and no number for one that was never run).
 Moved: a figure's name, caption and alternative text go from its output into the cell's metadata, where the page builder
 reads them. Kept: everything else that a cell gave, and the cell's readable id. Cleaning a clean notebook changes nothing.
 """
@@ -52,6 +53,7 @@ def clean(notebook: Any) -> Any:
     out = nbformat.v4.new_notebook(metadata=copy.deepcopy(NOTEBOOK_METADATA))
     out.nbformat_minor = max(notebook.get("nbformat_minor", 5), 5)
     taken: set[str] = set()
+    number = 0
     for cell in notebook.cells:
         cell = copy.deepcopy(cell)
         cell["id"] = _readable_id(cell, taken)
@@ -61,12 +63,15 @@ def clean(notebook: Any) -> Any:
                 f"cell {cell['id']} holds injected parameters: the book shows the defaults alone"
             )
         if cell.cell_type == "code":
-            cell.execution_count = None
+            number += 1
             _move_figure(cell)
             cell.outputs = _joined(
                 [output for output in map(_clean_output, cell.outputs) if output is not None]
             )
+            cell.execution_count = number
             for output in cell.outputs:
+                if output.output_type == "execute_result":
+                    output.execution_count = number
                 if output.output_type == "error":
                     raise ValueError(f"cell {cell['id']} failed: {output.ename}: {output.evalue}")
         cell.metadata = nbformat.from_dict(
@@ -148,7 +153,7 @@ def _clean_output(output: Any) -> Any | None:
     """The output as committed, or None if it goes."""
     if output.output_type == "stream":
         # What a progress bar drew over itself is not text. Warnings stay in the log and in the executed notebook.
-        output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+        output.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in output.text.split("\n"))
         return None if output.name == "stderr" or not output.text else output
     if output.output_type == "error":
         return output
@@ -161,8 +166,6 @@ def _clean_output(output: Any) -> Any | None:
         )
         if not any(mime in output.data for mime in ("text/html", *FIGURE_MIMES)):
             return None
-    if output.output_type == "execute_result":
-        output.execution_count = None
     output.metadata = nbformat.from_dict({k: v for k, v in output.metadata.items() if k in output.data})
     for mime in ("image/png", "image/jpeg"):
         if mime in output.data:

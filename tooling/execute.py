@@ -134,7 +134,8 @@ class Runner:
 
     def __init__(self, env: dict[str, str]) -> None:
         self.env = env
-        self.children: list[subprocess.Popen[str]] = []
+        self.children: list[subprocess.Popen[bytes]] = []
+        self.stopped = False
 
     def run(self, jobs: list[Job], at_once: int) -> None:
         """Run the jobs, `at_once` at a time. Ctrl-C stops the running ones; finished ones stay."""
@@ -154,6 +155,7 @@ class Runner:
                 ) from None
 
     def _stop(self) -> None:
+        self.stopped = True
         for child in self.children:
             if child.poll() is None:
                 child.send_signal(signal.SIGINT)  # papermill ends its kernel, which ends its own children
@@ -170,31 +172,18 @@ class Runner:
         job.key_file.unlink(missing_ok=True)
         partial = job.log.with_suffix(".ipynb")
         partial.unlink(missing_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            "tooling.one_notebook",
-            str(job.notebook),
-            str(partial),
-            json.dumps(job.parameters),
-            str(SECONDS_A_CELL),
-        ]
+        reading, writing = os.pipe()
+        command = [sys.executable, "-m", "tooling.one_notebook", str(job.notebook), str(partial)]
+        command += [json.dumps(job.parameters), str(SECONDS_A_CELL), str(writing)]
         say(f"  {job.name:12}  started")
-        with open(job.log, "w", encoding="utf-8") as log:
+        with open(job.log, "w", encoding="utf-8") as log, open(reading, encoding="utf-8") as reports:
             child = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=self.env,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-            )
+                command, cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                pass_fds=[writing], start_new_session=True,
+            )  # fmt: skip
+            os.close(writing)
             self.children.append(child)
-            assert child.stdout is not None
-            told = _Listener(job.name, child.stdout)
-            with told:
+            with _Listener(job.name, reports) as told:
                 code = child.wait()
         job.seconds = time.monotonic() - begun
         if code == 0:
@@ -203,6 +192,8 @@ class Runner:
             say(f"  {job.name:12}  done in {job.seconds:.0f} s")
         else:
             job.failure = told.failure or f"its process ended with status {code}"
+            if self.stopped:
+                return
             say(f"  {job.name:12}  FAILED after {job.seconds:.0f} s: {job.failure}")
             say(
                 f"  {'':12}  log {shown(job.log)}"

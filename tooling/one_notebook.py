@@ -1,14 +1,15 @@
-"""Execute one notebook with papermill; report on stdout, a JSON object a line; everything else goes to stderr.
+"""Execute one notebook with papermill, in a process of its own: a crash or a leak in one chapter touches no other.
 
-    python -m tooling.one_notebook IN.ipynb OUT.ipynb '{"scale": "quick"}' SECONDS_A_CELL
+    python -m tooling.one_notebook IN.ipynb OUT.ipynb '{"scale": "quick"}' SECONDS_A_CELL FILE_DESCRIPTOR
 
-A process of its own for each notebook: a crash, a leak or a kernel that hangs in one chapter touches no other.
+Where it is and what went wrong goes to the file descriptor (1 to see it), a JSON object a line; all else to stderr.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -22,21 +23,27 @@ from papermill.exceptions import PapermillExecutionError
 from tooling.sandbox import free_gigabytes
 
 
+class Report:
+    """Writes facts where the caller listens. The descriptor is not inherited by the kernel, so it closes with this process."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __call__(self, **facts: str) -> None:
+        os.write(self.descriptor, (json.dumps(facts) + "\n").encode())
+
+
 class Places(logging.Handler):
     """Turns papermill's "Executing Cell 7" into a report of where the notebook is."""
 
-    def __init__(self, cells: list[Any]) -> None:
+    def __init__(self, cells: list[Any], report: Report) -> None:
         super().__init__()
-        self.cells, self.index = cells, 0
+        self.cells, self.report, self.index = cells, report, 0
 
     def emit(self, record: logging.LogRecord) -> None:
         if cell := re.match(r"Executing Cell (\d+)", record.getMessage()):
             self.index = int(cell[1]) - 1
-            report(place=f"cell {place(self.cells, self.index)}")
-
-
-def report(**facts: str) -> None:
-    print(json.dumps(facts), file=sys.__stdout__, flush=True)
+            self.report(place=f"cell {place(self.cells, self.index)}")
 
 
 def place(cells: list[Any], index: int) -> str:
@@ -65,14 +72,14 @@ def explain(error: BaseException, cells: list[Any], index: int) -> str:
     return f"{at_cell}: {type(error).__name__}: {error}"
 
 
-def main(notebook: Path, output: Path, parameters: dict[str, Any], seconds: int) -> int:
+def main(notebook: Path, output: Path, parameters: dict[str, Any], seconds: int, report: Report) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     cells = nbformat.read(notebook, as_version=4).cells
     if parameters:
         # papermill puts the injected cell after the parameters cell: count as it does.
         at = next((i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])), -1)
         cells = [*cells[: at + 1], nbformat.v4.new_code_cell("", id="injected-parameters"), *cells[at + 1 :]]
-    places = Places(cells)
+    places = Places(cells, report)
     logging.getLogger("papermill").addHandler(places)
     report(place="starting its kernel")
     try:
@@ -88,4 +95,12 @@ def main(notebook: Path, output: Path, parameters: dict[str, Any], seconds: int)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])))
+    sys.exit(
+        main(
+            Path(sys.argv[1]),
+            Path(sys.argv[2]),
+            json.loads(sys.argv[3]),
+            int(sys.argv[4]),
+            Report(int(sys.argv[5])),
+        )
+    )

@@ -130,7 +130,7 @@ class _Page(HTMLParser):
         for name, value in values.items():
             if name in LOADING and not (tag == "form" and name == "action" and not EXTERNAL.match(value)):
                 self.addresses += (
-                    [part.split()[0] for part in value.split(",") if part.strip()]
+                    [word.strip(",") for word in value.split() if not re.fullmatch(r"[\d.]+[wx],?", word)]
                     if "srcset" in name
                     else [value]
                 )

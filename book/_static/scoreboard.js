@@ -2,7 +2,9 @@
 (() => {
   "use strict";
   function start(board) {
-    const form = board.querySelector(".pc-filters"), shown = form.querySelector("output");
+    const form = board.querySelector(".pc-filters");
+    if (!form) return; // a chapter's own table has none
+    const shown = form.querySelector("output");
     const lists = [...form.querySelectorAll("select")], rows = [...board.querySelectorAll("tr[data-verdict]")];
     const apply = () => {
       let left = 0;

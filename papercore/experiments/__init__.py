@@ -1,7 +1,7 @@
 """The chapters: what exists, how a config of one is made, how it is run, and where its records are.
 
-    config = configure("mezo", scale="quick", device="cpu")
-    record = execute(config)          # runs it, or reuses the record of the same config and the same code
+config = configure("mezo", scale="quick", device="cpu")
+record = execute(config)          # runs it, or reuses the record of the same config and the same code
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from papercore.lab import claims
 from papercore.lab.config import SCALES, Config, checked_choice
-from papercore.lab.paths import record_folders, runs_folder
+from papercore.lab.paths import record_folders, refuse_unwritable, runs_folder
 from papercore.lab.progress import say
 from papercore.lab.record import Record
 from papercore.lab.stages import Stages
@@ -43,7 +43,13 @@ def load(slug: str) -> ModuleType:
     return importlib.import_module(f"papercore.experiments.{slug}")
 
 
-def configure(slug: str, scale: str = "quick", device: str = "auto", seed: int = 0, overrides: Mapping[str, Any] | None = None) -> Config:
+def configure(
+    slug: str,
+    scale: str = "quick",
+    device: str = "auto",
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
     """The config of a chapter at a scale.
 
     Args:
@@ -57,7 +63,9 @@ def configure(slug: str, scale: str = "quick", device: str = "auto", seed: int =
     checked_choice("scale", scale, SCALES)
     taken = {"scale", "device", "seed"} & set(overrides or {})
     if taken:
-        raise ValueError(f"overrides must not hold {', '.join(sorted(taken))}: these have a parameter of their own.")
+        raise ValueError(
+            f"overrides must not hold {', '.join(sorted(taken))}: these have a parameter of their own."
+        )
     return experiment.Config.at(scale, device=device, seed=seed, **dict(overrides or {}))
 
 
@@ -67,12 +75,28 @@ def run_path(config: Config) -> Path:
 
 
 def finished(config: Config, path: Path | None = None) -> Record | None:
-    """The record of exactly this config by exactly this code, if one is on disk."""
-    path = path or run_path(config)
+    """The record of exactly this config by exactly this code, if one is on disk.
+
+    Raises:
+        ValueError: `path` was named, and holds something that is no record: it may be someone's file.
+    """
+    own = path is None or path == run_path(config)
+    path = run_path(config) if path is None else path
     if not path.is_file():
         return None
-    record = Record.load(path)
-    return record if record.fresh and record.provenance.get("digest") == config.digest() else None
+    try:
+        record = Record.load(path)
+    except ValueError as error:
+        if not own:
+            raise
+        say(f"{config.slug}: {error}")
+        return None
+    same = (record.slug, record.scale, record.provenance.get("digest")) == (
+        config.slug,
+        config.scale,
+        config.digest(),
+    )
+    return record if same and record.fresh else None
 
 
 def execute(config: Config, *, force: bool = False, out: str | Path | None = None) -> Record:
@@ -84,6 +108,7 @@ def execute(config: Config, *, force: bool = False, out: str | Path | None = Non
 
     Raises:
         OSError: the record's folder cannot be written; this is found out before the run, not after it.
+        ValueError: `out` is not a .json file, or holds something that is no record (and force is not given).
     """
     path = Path(out) if out is not None else run_path(config)
     if path.suffix != ".json":
@@ -91,11 +116,16 @@ def execute(config: Config, *, force: bool = False, out: str | Path | None = Non
     if not force and (record := finished(config, path)):
         say(f"{config.slug}: reusing {path} (same settings, same code; --force runs it again)")
         return record
-    path.parent.mkdir(parents=True, exist_ok=True)
     stages = Stages.of(config)
+    refuse_unwritable(path)
+    refuse_unwritable(run_path(config))  # finished parts go there, wherever the record goes
     if force:
         stages.clear()
+    earlier = stages.seconds()
     record = load(config.slug).run(config)
+    if earlier:
+        # Parts that an interrupted run had finished count: the record says what the whole took, and that it came in slices.
+        record.provenance |= {"seconds": round(record.provenance["seconds"] + earlier, 1), "resumed": True}
     record.save(path)
     stages.clear()
     return record
@@ -119,15 +149,23 @@ def is_current(record: Record) -> bool:
     """True when the record was made by the code that is here now and with the settings that are now the scale's own."""
     if not record.fresh:
         return False
-    return record.provenance.get("digest") == configure(record.slug, record.scale, record.config["device"]).digest()
+    return (
+        record.provenance.get("digest")
+        == configure(record.slug, record.scale, record.config["device"]).digest()
+    )
 
 
-def scoreboard(slugs: Iterable[str] | None = None, scales: Iterable[str] = SCALES, *, own_runs: bool = True) -> list[claims.Row]:
+def scoreboard(
+    slugs: Iterable[str] | None = None, scales: Iterable[str] = SCALES, *, own_runs: bool = True
+) -> list[claims.Row]:
     """Every claim of the chapters at every scale with its verdict."""
     rows = []
     for slug in slugs or CHAPTERS:
         checked_choice("chapter", slug, CHAPTERS)
-        shown = {scale: next(iter(records(slug, checked_choice("scale", scale, SCALES), own_runs=own_runs)), None) for scale in scales}
+        shown = {
+            scale: next(iter(records(slug, checked_choice("scale", scale, SCALES), own_runs=own_runs)), None)
+            for scale in scales
+        }
         for scale, record in shown.items():
             current = record is not None and is_current(record)
             rows += [claims.judge(claim, scale, record, fresh=current) for claim in claims.load_claims(slug)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import math
 import string
 from functools import lru_cache
@@ -26,8 +27,28 @@ from papercore.lab.record import Record
 from papercore.lab.rules import Rule, identifier
 
 VERDICTS = ("holds", "fails", "not tested at this scale", "not run", "stale")
-CLAIM_FIELDS = {"id", "text", "where", "reported", "metric", "shows", "scales", "rule", "why", "expected", "figure", "confidence"}
+CLAIM_FIELDS = {
+    "id",
+    "text",
+    "where",
+    "reported",
+    "metric",
+    "shows",
+    "scales",
+    "rule",
+    "why",
+    "expected",
+    "figure",
+    "confidence",
+}
 REPORTED_COLUMNS = ["paper", "table", "row", "column", "value", "unit", "source", "confidence"]
+CONFIDENCE = (
+    "paper",
+    "repo",
+    "third-party",
+    "derived",
+    "memory",
+)  # how a reported value is known; memory is shown as unconfirmed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +126,16 @@ def slugs() -> list[str]:
 
 @lru_cache(maxsize=32)
 def load_claims(slug: str) -> tuple[Claim, ...]:
-    """The claims of a chapter, checked: known fields, rules that parse, a reason for every foreseen failure.
+    """The claims of a chapter, checked: known fields, ids that differ, rules that parse, a reason for every foreseen failure.
 
     Raises:
         ValueError: names the file, the claim and the field.
     """
-    return tuple(_claim(slug, entry) for entry in _document(slug)["claims"])
+    found = tuple(_claim(slug, entry) for entry in _document(slug)["claims"])
+    ids = [claim.id for claim in found] + [entry["id"] for entry in left_out(slug)]
+    if twice := [name for name in dict.fromkeys(ids) if ids.count(name) > 1]:
+        raise ValueError(f"claims/{slug}.yml: {twice[0]} stands there {ids.count(twice[0])} times.")
+    return found
 
 
 def left_out(slug: str) -> list[dict[str, str]]:
@@ -121,19 +146,39 @@ def left_out(slug: str) -> list[dict[str, str]]:
 @lru_cache(maxsize=32)
 def reported(slug: str) -> tuple[dict[str, str], ...]:
     """The paper's own numbers: rows of `<slug>.csv` as dicts. ValueError when a column or a value is damaged."""
-    with (resources.files("papercore") / "claims" / f"{slug}.csv").open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != REPORTED_COLUMNS:
-            raise ValueError(f"claims/{slug}.csv has columns {reader.fieldnames}, expected {REPORTED_COLUMNS}.")
-        return tuple(reader)
+    text = (resources.files("papercore") / "claims" / f"{slug}.csv").read_text(encoding="utf-8")
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    if reader.fieldnames != REPORTED_COLUMNS:
+        raise ValueError(f"claims/{slug}.csv has columns {reader.fieldnames}, expected {REPORTED_COLUMNS}.")
+    rows = tuple(reader)
+    for number, row in enumerate(rows, 2):
+        problem = _reported_problem(slug, row)
+        if problem:
+            raise ValueError(f"claims/{slug}.csv, line {number}: {problem}.")
+    return rows
 
 
 def reported_value(slug: str, table: str, row: str, column: str) -> float:
-    """One reported number as a float. KeyError when the paper's table has no such cell."""
+    """One reported number as a float: 92.7 of `92.7 (0.5)`, 13 of `13B`, 1 of `<1`.
+
+    Raises:
+        KeyError: the paper's table has no such cell.
+        ValueError: the cell does not begin with a number.
+    """
     for line in reported(slug):
         if (line["table"], line["row"], line["column"]) == (table, row, column):
             return float(line["value"].split()[0].lstrip("<>~").removesuffix("B"))
     raise KeyError(f"{slug}: no reported number in table {table!r}, row {row!r}, column {column!r}")
+
+
+def _reported_problem(slug: str, row: dict[Any, Any]) -> str | None:
+    if None in row or None in row.values():
+        return f"expected {len(REPORTED_COLUMNS)} cells"
+    if row["paper"] != slug:
+        return f"paper {row['paper']!r}, expected {slug!r}"
+    if row["confidence"] not in CONFIDENCE:
+        return f"confidence {row['confidence']!r}, expected one of {', '.join(CONFIDENCE)}"
+    return None if row["value"].strip() else "no value"
 
 
 def judge(claim: Claim, scale: str, record: Record | None, *, fresh: bool | None = None) -> Row:
@@ -178,6 +223,17 @@ class _Metrics(string.Formatter):
         return "?" if isinstance(value, float) and math.isnan(value) else super().format_field(value, spec)
 
 
+def _check_shows(where: str, template: str) -> None:
+    """ValueError unless every field of the template is a metric's name with a format of numbers."""
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        if bad := [name for name in fields if not name.isidentifier()]:
+            raise ValueError(f"{{{bad[0]}}} is no metric's name")
+        string.Formatter().vformat(template, (), dict.fromkeys(fields, 1.0))
+    except ValueError as error:
+        raise ValueError(f"{where}: shows {template!r} is not a template over metrics: {error}.") from error
+
+
 def _shown(claim: Claim, metrics: dict[str, float], measured: float | None) -> str:
     if claim.shows:
         return _Metrics().vformat(claim.shows, (), metrics)
@@ -188,7 +244,9 @@ def _shown(claim: Claim, metrics: dict[str, float], measured: float | None) -> s
 def _document(slug: str) -> dict[str, Any]:
     file = resources.files("papercore") / "claims" / f"{slug}.yml"
     if not file.is_file():
-        raise ValueError(f"no claims for chapter {slug!r}: chapters with claims are {', '.join(slugs()) or 'none'}.")
+        raise ValueError(
+            f"no claims for chapter {slug!r}: chapters with claims are {', '.join(slugs()) or 'none'}."
+        )
     document = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(document, dict) or not isinstance(document.get("claims"), list):
         raise ValueError(f"claims/{slug}.yml: expected a mapping with a list `claims`.")
@@ -198,28 +256,50 @@ def _document(slug: str) -> dict[str, Any]:
     return document
 
 
-def _claim(slug: str, entry: dict[str, Any]) -> Claim:
+def _claim(slug: str, entry: Any) -> Claim:
+    if not isinstance(entry, dict):
+        raise ValueError(f"claims/{slug}.yml: a claim is a mapping of fields, got {entry!r}.")
     name = entry.get("id", "a claim without id")
     unknown = set(entry) - CLAIM_FIELDS
     if unknown:
-        raise ValueError(f"claims/{slug}.yml, {name}: unknown fields {sorted(unknown)}; known are {sorted(CLAIM_FIELDS)}.")
+        raise ValueError(
+            f"claims/{slug}.yml, {name}: unknown fields {sorted(unknown)}; known are {sorted(CLAIM_FIELDS)}."
+        )
     missing = {"id", "text", "where", "reported", "scales"} - set(entry)
     if missing or not str(name).startswith(f"{slug}/"):
-        raise ValueError(f"claims/{slug}.yml, {name}: " + (f"missing {sorted(missing)}." if missing else f"the id must begin with {slug}/."))
-    scales = tuple(entry["scales"])
+        raise ValueError(
+            f"claims/{slug}.yml, {name}: "
+            + (f"missing {sorted(missing)}." if missing else f"the id must begin with {slug}/.")
+        )
+    scales = tuple(entry["scales"]) if isinstance(entry["scales"], list) else (entry["scales"],)
     if set(scales) - set(SCALES):
-        raise ValueError(f"claims/{slug}.yml, {name}: scales {list(scales)}, expected some of {list(SCALES)}.")
-    by_scale = {field: _by_scale(slug, name, field, entry.get(field), scales) for field in ("rule", "why", "expected")}
+        raise ValueError(
+            f"claims/{slug}.yml, {name}: scales {list(scales)}, expected some of {list(SCALES)}."
+        )
+    by_scale = {
+        field: _by_scale(slug, name, field, entry.get(field), scales) for field in ("rule", "why", "expected")
+    }
     claim = Claim(
-        name, " ".join(entry["text"].split()), entry["where"], str(entry["reported"]), entry.get("metric"), entry.get("shows"), scales,
+        name, " ".join(str(entry["text"]).split()), str(entry["where"]), str(entry["reported"]), entry.get("metric"), entry.get("shows"), scales,
         by_scale["rule"], by_scale["why"], by_scale["expected"], entry.get("figure"), entry.get("confidence", "paper"),
     )  # fmt: skip
+    if claim.confidence not in CONFIDENCE:
+        raise ValueError(
+            f"claims/{slug}.yml, {name}: confidence {claim.confidence!r}, expected one of {', '.join(CONFIDENCE)}."
+        )
+    if claim.shows:
+        _check_shows(f"claims/{slug}.yml, {name}", claim.shows)
     for scale in scales:
         if scale not in claim.rule:
             raise ValueError(f"claims/{slug}.yml, {name}: no rule for scale {scale}.")
-        claim.parsed_rule(scale)
+        try:
+            claim.parsed_rule(scale)
+        except ValueError as error:
+            raise ValueError(f"claims/{slug}.yml, {name}: {error}") from error
         if scale in claim.expected and (claim.expected[scale] != "fails" or not claim.why.get(scale)):
-            raise ValueError(f"claims/{slug}.yml, {name}: `expected` takes `fails`, and needs a `why` for scale {scale}.")
+            raise ValueError(
+                f"claims/{slug}.yml, {name}: `expected` takes `fails`, and needs a `why` for scale {scale}."
+            )
     return claim
 
 
@@ -228,7 +308,9 @@ def _by_scale(slug: str, name: str, field: str, value: Any, scales: tuple[str, .
         return {}
     if isinstance(value, dict):
         if set(value) - set(SCALES):
-            raise ValueError(f"claims/{slug}.yml, {name}: {field} by scale has keys {sorted(value)}, expected some of {list(SCALES)}.")
+            raise ValueError(
+                f"claims/{slug}.yml, {name}: {field} by scale has keys {sorted(value)}, expected some of {list(SCALES)}."
+            )
         return {scale: " ".join(str(text).split()) for scale, text in value.items()}
     text = " ".join(str(value).split())
     return dict.fromkeys(SCALES if field == "why" else scales, text)

@@ -24,7 +24,9 @@ SCALES = ("quick", "standard", "paper")
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def option(default: Any, help: str, *, choices: Iterable[Any] | None = None, minimum: float | None = None) -> Any:
+def option(
+    default: Any, help: str, *, choices: Iterable[Any] | None = None, minimum: float | None = None
+) -> Any:
     """A dataclass field with a help line (unit or meaning) and, optionally, the values that are allowed.
 
     Lists are stored as tuples, so that a config stays hashable.
@@ -51,12 +53,14 @@ def checked_choice(kind: str, given: Any, allowed: Iterable[Any]) -> str:
 
 
 def resolve_device(device: str) -> str:
-    """"cpu" or "cuda" for "auto", "cpu" or "cuda"; ValueError when CUDA is asked for and absent."""
+    """ "cpu" or "cuda" for "auto", "cpu" or "cuda"; ValueError when CUDA is asked for and absent."""
     checked_choice("device", device, DEVICES)
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for, but torch sees no CUDA device: use --device cpu (or auto), or install a CUDA build of torch.")
+        raise ValueError(
+            "device 'cuda' was asked for, but torch sees no CUDA device: use --device cpu (or auto), or install a CUDA build of torch."
+        )
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
@@ -129,7 +133,10 @@ class Config:
     def digest(self) -> str:
         """Ten hex digits over every field, the device resolved: it names the result of a run."""
         # A device named outright is taken at its word: a record from a GPU must be recognised on a machine without one.
-        fields = {**self.as_dict(), "device": resolve_device("auto") if self.device == "auto" else self.device}
+        fields = {
+            **self.as_dict(),
+            "device": resolve_device("auto") if self.device == "auto" else self.device,
+        }
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:10]
 
     def torch_device(self) -> torch.device:

@@ -53,7 +53,9 @@ class Block(nn.Module):
         if self.prefix is not None:
             k = torch.cat([self.prefix[0].expand(batch, -1, -1), k], dim=1)  # [B, p + n, d]
             v = torch.cat([self.prefix[1].expand(batch, -1, -1), v], dim=1)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # [B, heads, ., d / heads]
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v)
+        )  # [B, heads, ., d / heads]
         if mask is None:
             a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
@@ -92,7 +94,9 @@ class Decoder(nn.Module):
                     p.zero_()
                 else:
                     # Layers that write into the residual stream start smaller, so that its variance does not grow with depth.
-                    p.normal_(0.0, scale if ".out." in name or ".down." in name else 0.02, generator=generator)
+                    p.normal_(
+                        0.0, scale if ".out." in name or ".down." in name else 0.02, generator=generator
+                    )
 
     def hidden(self, input_ids: Tensor) -> Tensor:
         """Final hidden states [B, n, d] after the last layer norm."""
@@ -103,7 +107,9 @@ class Decoder(nn.Module):
         mask = None
         if self.config.prefix:
             causal = torch.ones(n, n, dtype=torch.bool, device=x.device).tril()
-            mask = torch.cat([torch.ones(n, self.config.prefix, dtype=torch.bool, device=x.device), causal], dim=1)  # [n, p + n]
+            mask = torch.cat(
+                [torch.ones(n, self.config.prefix, dtype=torch.bool, device=x.device), causal], dim=1
+            )  # [n, p + n]
         for block in self.blocks:
             x = block(x, mask)
         return self.norm(x)
@@ -125,14 +131,21 @@ class Decoder(nn.Module):
             ValueError: `tokens` is not a list of 1 to `context` token ids, or this decoder has a prefix already.
         """
         if self.config.prefix:
-            raise ValueError(f"this decoder has a prefix of {self.config.prefix} already: take the one without.")
+            raise ValueError(
+                f"this decoder has a prefix of {self.config.prefix} already: take the one without."
+            )
         if tokens.dim() != 1 or not 1 <= len(tokens) <= self.config.context:
-            raise ValueError(f"a prefix starts from 1 to {self.config.context} token ids [p], got shape {tuple(tokens.shape)}.")
+            raise ValueError(
+                f"a prefix starts from 1 to {self.config.context} token ids [p], got shape {tuple(tokens.shape)}."
+            )
         config = dataclasses.replace(self.config, prefix=len(tokens))
-        copy = Decoder(config, generator=torch.Generator().manual_seed(0)).to(self.embedding.weight)  # device and dtype
+        copy = Decoder(config, generator=torch.Generator().manual_seed(0)).to(
+            self.embedding.weight
+        )  # device and dtype
         copy.load_state_dict(self.state_dict(), strict=False)
         x = self.embedding(tokens[None]) + self.position.weight[: len(tokens)]
         for mine, theirs in zip(self.blocks, copy.blocks, strict=True):
+            assert isinstance(mine, Block) and isinstance(theirs, Block) and theirs.prefix is not None
             k, v = mine.keys_values(x)
             theirs.prefix.copy_(torch.cat([k, v]))
             x = mine(x, None)

@@ -29,6 +29,7 @@ from papercore.lab.explore import explore
 from papercore.lab.figure_style import (
     COLOURS,
     DASHES,
+    DPI,
     GREY,
     MARKERS,
     WIDTH,
@@ -80,7 +81,7 @@ _SPREADS = {
 }
 
 
-def show(fig: Figure, name: str, *, alt: str, caption: str) -> None:
+def show(fig: Figure, name: str, *, alt: str, caption: str, dpi: int = DPI) -> None:
     """Show `fig` as one small PNG with its alternative text and caption, and close it.
 
     In a notebook the output is ``image/png`` (150 dpi, 64 colours or 256 with images, opaque white, the same bytes at every run) with
@@ -93,6 +94,7 @@ def show(fig: Figure, name: str, *, alt: str, caption: str) -> None:
         name: label of the figure, for references and file names: letters, digits, hyphens, underscores.
         alt: text for readers who cannot see the picture; must not be empty.
         caption: what to see, at which scale, over how many seeds; Markdown; must not be empty.
+        dpi: pixels per inch; less for a page of so many figures that 150 would not fit its 300 kB.
 
     Raises:
         TypeError: if `fig` is no matplotlib figure, or a text is no string.
@@ -104,7 +106,7 @@ def show(fig: Figure, name: str, *, alt: str, caption: str) -> None:
     alt, caption = checked_text(alt, "alt"), checked_text(caption, "caption")
     try:
         shell = interactive_shell()
-        png = png_bytes(fig)
+        png = png_bytes(fig, dpi=dpi)
         save_if_asked(f"{name}.png", png)
         if shell is not None:
             display_raw(

@@ -26,7 +26,7 @@ def peak_allocated(run: Callable[[], Any], device: torch.device | str = "cpu") -
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         run()
     alive = peak = 0
-    events = [e for e in watched.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    events = [e for e in watched.profiler.kineto_results.events() if e.name() == "[memory]"]
     for event in sorted(events, key=lambda e: e.start_ns()):
         alive += event.nbytes()
         peak = max(peak, alive)

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import papercore
@@ -43,13 +43,27 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     Raises:
         OSError: with the path and what to do, when the folder cannot be written or the disk is full; `path` is untouched.
     """
-    path = Path(path)
-    with _temporary_beside(path) as temporary:
-        write(temporary)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
+    write_together({path: write})
     return path
+
+
+def write_together(files: Mapping[Path, Callable[[Path], object]]) -> None:
+    """`write_atomically` for files that belong together: none is renamed before all of them are on the disk.
+
+    Raises:
+        OSError: as `write_atomically`; all files are untouched when it comes from the writing.
+    """
+    with contextlib.ExitStack() as cleanup:
+        temporaries = {}
+        for path, write in files.items():
+            with _explained(path):
+                temporaries[path] = cleanup.enter_context(_temporary_beside(path))
+                write(temporaries[path])
+                with open(temporaries[path], "rb") as written:
+                    os.fsync(written.fileno())
+        for path, temporary in temporaries.items():
+            with _explained(path):
+                os.replace(temporary, path)
 
 
 def refuse_unwritable(path: Path) -> None:
@@ -58,27 +72,32 @@ def refuse_unwritable(path: Path) -> None:
     Raises:
         OSError: `path` is a folder, or no file can be made beside it; the message says what to do.
     """
-    if Path(path).is_dir():
-        raise IsADirectoryError(errno.EISDIR, f"is a folder, where a file was expected. {WHAT_TO_DO}", str(path))
-    with _temporary_beside(Path(path)):
+    if path.is_dir():
+        reason = f"is a folder, where a file was expected. {WHAT_TO_DO}"
+        raise IsADirectoryError(errno.EISDIR, reason, str(path))
+    with _explained(path), _temporary_beside(path):
         pass
 
 
 @contextlib.contextmanager
-def _temporary_beside(path: Path) -> Iterator[Path]:
-    """An empty file in the folder of `path`, removed at the end if it is still there; every OSError says what to do."""
-    temporary: Path | None = None
+def _explained(path: Path) -> Iterator[None]:
+    """Let an OSError name `path` and say what to do."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The suffix is kept, since numpy appends its own to a name without one.
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        temporary.chmod(0o644)
-        yield temporary
+        yield
     except OSError as error:
         reason = f"{error.strerror or error}; nothing was changed there. {WHAT_TO_DO}"
         raise OSError(error.errno or errno.EIO, reason, str(path)) from error
+
+
+@contextlib.contextmanager
+def _temporary_beside(path: Path) -> Iterator[Path]:
+    """An empty file in the folder of `path`, removed at the end if it is still there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix is kept, since numpy appends its own to a name without one.
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    try:
+        os.close(handle)
+        Path(name).chmod(0o644)
+        yield Path(name)
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)

@@ -40,7 +40,11 @@ def progress(iterable: Iterable[T], text: str, total: int | None = None) -> Iter
             now = time.monotonic()
             if now - shown > SECONDS_BETWEEN_LINES:
                 shown = now
-                print(f"{text}: {done}{f'/{total}' if total else ''} after {now - begun:.0f} s", file=sys.stderr, flush=True)
+                print(
+                    f"{text}: {done}{f'/{total}' if total else ''} after {now - begun:.0f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
 
 def say(text: str) -> None:

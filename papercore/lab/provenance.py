@@ -14,7 +14,17 @@ from typing import Any
 import papercore
 
 PACKAGE = Path(papercore.__file__).resolve().parent
-VERSIONS_OF = ("torch", "numpy", "scipy", "transformers", "peft", "numba", "triton", "scikit-learn", "datasets")
+VERSIONS_OF = (
+    "torch",
+    "numpy",
+    "scipy",
+    "transformers",
+    "peft",
+    "numba",
+    "triton",
+    "scikit-learn",
+    "datasets",
+)
 
 
 def versions() -> dict[str, str]:
@@ -33,7 +43,13 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """Short name of the commit of the source tree, with `+` when tracked files differ from it; None outside git."""
     try:
-        shown = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"], cwd=PACKAGE, capture_output=True, text=True, timeout=10)
+        shown = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"],
+            cwd=PACKAGE,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return shown.stdout.strip() or None if shown.returncode == 0 else None
@@ -43,7 +59,13 @@ def hardware(device: str) -> dict[str, Any]:
     """What ran it: the device's name, cores, threads."""
     import torch
 
-    facts: dict[str, Any] = {"device": device, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "machine": platform.machine(), "system": platform.system()}
+    facts: dict[str, Any] = {
+        "device": device,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+    }
     if device == "cuda":
         facts["gpu"] = torch.cuda.get_device_name()
     return facts

@@ -21,6 +21,7 @@ import math
 import time
 import zipfile
 import zlib
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -28,9 +29,16 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from papercore.lab.config import Config, resolve_device
-from papercore.lab.paths import write_atomically
+from papercore.lab.paths import write_together
 from papercore.lab.provenance import MemoryWatch, commit, hardware, versions
-from papercore.lab.record_schema import SCHEMA, as_stored, check_moves, checksum, schema_problem, unknown_standard_error
+from papercore.lab.record_schema import (
+    SCHEMA,
+    as_stored,
+    check_moves,
+    checksum,
+    schema_problem,
+    unknown_standard_error,
+)
 from papercore.lab.rules import identifier
 from papercore.lab.sources import source_hash
 
@@ -62,7 +70,11 @@ class Record:
         record = cls(config.slug, config.scale, {**config.as_dict(), "device": device})
         record._begun, record._memory = time.monotonic(), MemoryWatch(device).start()
         # Hashed now: a file edited while the run goes on must not be credited with its result.
-        record.provenance = {"source": source_hash(config.slug, config.scale), "commit": commit(), "digest": config.digest()}
+        record.provenance = {
+            "source": source_hash(config.slug, config.scale),
+            "commit": commit(),
+            "digest": config.digest(),
+        }
         return record
 
     def metric(self, name: str, value: Any, moves: str = "rel:0.05") -> float:
@@ -73,10 +85,14 @@ class Record:
         stored = as_stored(float(value))
         number = math.nan if stored is None else stored
         if name in self.metrics:
-            raise ValueError(f"metric {name!r} is already in the record of {self.slug}: every name is measured once.")
+            raise ValueError(
+                f"metric {name!r} is already in the record of {self.slug}: every name is measured once."
+            )
         alike = [other for other in self.metrics if identifier(other) == identifier(name)]
         if alike:
-            raise ValueError(f"metric {name!r} reads like {alike[0]!r} in a rule ({identifier(name)}): give it another name.")
+            raise ValueError(
+                f"metric {name!r} reads like {alike[0]!r} in a rule ({identifier(name)}): give it another name."
+            )
         check_moves(name, moves)
         self.metrics[name], self.moves[name] = number, moves
         return number
@@ -85,14 +101,21 @@ class Record:
         """Store a table; every row must be as long as `columns`."""
         for row in rows:
             if len(row) != len(columns):
-                raise ValueError(f"table {name!r}: a row of {len(row)} cells under {len(columns)} columns {columns}: {row}")
-        self.tables[name] = {"columns": list(columns), "rows": [[_plain(cell) for cell in row] for row in rows]}
+                raise ValueError(
+                    f"table {name!r}: a row of {len(row)} cells under {len(columns)} columns {columns}: {row}"
+                )
+        self.tables[name] = {
+            "columns": list(columns),
+            "rows": [[_plain(cell) for cell in row] for row in rows],
+        }
 
     def array(self, name: str, values: Any) -> None:
         """Store an array (curves, matrices); it goes to the .npz beside the JSON."""
         array = np.asarray(values)
         if array.dtype.hasobject:
-            raise TypeError(f"array {name!r} holds Python objects, which no record can: expected numbers or text of one shape.")
+            raise TypeError(
+                f"array {name!r} holds Python objects, which no record can: expected numbers or text of one shape."
+            )
         self.arrays[name] = array
 
     def note(self, name: str, text: str) -> None:
@@ -113,7 +136,7 @@ class Record:
         return self
 
     def save(self, path: str | Path) -> Path:
-        """Write the record to `path` (.json), arrays first, each file atomically.
+        """Write the record to `path` (.json) and its arrays beside it (.npz), both or none.
 
         Raises:
             ValueError: not a .json file, or the record is not finished.
@@ -129,12 +152,16 @@ class Record:
             "moves": self.moves, "tables": self.tables, "notes": self.notes,
             "arrays": {k: {"shape": list(v.shape), "checksum": checksum(v)} for k, v in self.arrays.items()}, "provenance": self.provenance,
         }  # fmt: skip
-        document = json.loads(json.dumps(document, allow_nan=False))  # as a reader will see it, whose checksum must be the same
+        document = json.loads(
+            json.dumps(document, allow_nan=False)
+        )  # as a reader will see it, whose checksum must be the same
         document["checksum"] = checksum(document)
         text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+        files: dict[Path, Callable[[Path], object]] = {path: lambda p: p.write_text(text, encoding="utf-8")}
         if self.arrays:
-            write_atomically(path.with_suffix(".npz"), lambda p: np.savez_compressed(p, **self.arrays))  # type: ignore[arg-type]
-        write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+            # The arrays are renamed first: a reader in between finds that they do not fit, and says so.
+            files = {path.with_suffix(".npz"): lambda p: np.savez_compressed(p, **self.arrays), **files}  # type: ignore[arg-type]
+        write_together(files)
         if not self.arrays:
             path.with_suffix(".npz").unlink(missing_ok=True)
         self.path = path
@@ -152,10 +179,14 @@ class Record:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path} is not a record: {error}. Delete it and run the chapter again.") from error
+            raise ValueError(
+                f"{path} is not a record: {error}. Delete it and run the chapter again."
+            ) from error
         problem = schema_problem(document)
         if problem:
-            raise ValueError(f"{path} is not a record: {problem}. Records are written by code alone; run the chapter again.")
+            raise ValueError(
+                f"{path} is not a record: {problem}. Records are written by code alone; run the chapter again."
+            )
         arrays = _load_arrays(path.with_suffix(".npz"), document["arrays"]) if document["arrays"] else {}
         metrics = {k: math.nan if v is None else float(v) for k, v in document["metrics"].items()}
         return cls(
@@ -175,17 +206,23 @@ class Record:
             ValueError: the records are of different chapters or scales.
         """
         if (self.slug, self.scale) != (other.slug, other.scale):
-            raise ValueError(f"a record of {self.slug} at {self.scale} is not comparable to one of {other.slug} at {other.scale}.")
+            raise ValueError(
+                f"a record of {self.slug} at {self.scale} is not comparable to one of {other.slug} at {other.scale}."
+            )
         problems = []
         for name in sorted(self.metrics.keys() ^ other.metrics.keys()):
-            problems.append(f"{name}: only in {'this record' if name in self.metrics else 'the other record'}")
+            problems.append(
+                f"{name}: only in {'this record' if name in self.metrics else 'the other record'}"
+            )
         for name in sorted(self.metrics.keys() & other.metrics.keys()):
             mine, theirs, moves = self.metrics[name], other.metrics[name], self.moves[name]
             if moves == "volatile" or (math.isnan(mine) and math.isnan(theirs)):
                 continue
             allowed = self._allowance(moves, mine, theirs)
             if not abs(mine - theirs) <= allowed:
-                problems.append(f"{name}: {mine:.6g} against {theirs:.6g}, apart by {abs(mine - theirs):.3g}, allowed {allowed:.3g} ({moves})")
+                problems.append(
+                    f"{name}: {mine:.6g} against {theirs:.6g}, apart by {abs(mine - theirs):.3g}, allowed {allowed:.3g} ({moves})"
+                )
         return problems
 
     def _allowance(self, moves: str, mine: float, theirs: float) -> float:
@@ -203,18 +240,24 @@ class Record:
 def _load_arrays(path: Path, expected: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The arrays beside a record, if they are those that it was saved with; else ValueError."""
     try:
-        with np.load(path) as stored:
+        with open(path, "rb") as file, np.load(file) as stored:
             arrays = {name: stored[name] for name in stored.files}
     except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing: the arrays of its record lie there. Run the chapter again.") from error
+        raise ValueError(
+            f"{path} is missing: the arrays of its record lie there. Run the chapter again."
+        ) from error
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged: {error}. Run the chapter again.") from error
     for name in sorted(arrays.keys() | expected.keys()):
         if name not in arrays or name not in expected:
             holder = "the record alone" if name in expected else "this file alone"
-            raise ValueError(f"{path} does not belong to its record: array {name!r} is in {holder}. Run the chapter again.")
+            raise ValueError(
+                f"{path} does not belong to its record: array {name!r} is in {holder}. Run the chapter again."
+            )
         if {"shape": list(arrays[name].shape), "checksum": checksum(arrays[name])} != expected[name]:
-            raise ValueError(f"{path} does not belong to its record: array {name!r} is another one. Run the chapter again.")
+            raise ValueError(
+                f"{path} does not belong to its record: array {name!r} is another one. Run the chapter again."
+            )
     return arrays
 
 

@@ -21,7 +21,17 @@ FIELDS: dict[str, type] = {
     "arrays": dict, "provenance": dict, "checksum": str,
 }  # fmt: skip
 SETTINGS: dict[str, type] = {"scale": str, "device": str, "seed": int}
-PROVENANCE = ("source", "digest", "commit", "versions", "hardware", "seed", "seconds", "peak_memory_bytes", "finished")
+PROVENANCE = (
+    "source",
+    "digest",
+    "commit",
+    "versions",
+    "hardware",
+    "seed",
+    "seconds",
+    "peak_memory_bytes",
+    "finished",
+)
 WHOLE_BELOW = 2.0**53  # up to here a float holds every whole number
 
 
@@ -59,7 +69,9 @@ def check_moves(name: str, moves: Any) -> None:
     except ValueError:
         good = False
     if not good or (kind in {"rel", "abs"} and error_name):
-        raise ValueError(f"metric {name!r}: moves = {moves!r} is not one of exact, rel:X, abs:X, se:K:NAME, volatile.")
+        raise ValueError(
+            f"metric {name!r}: moves = {moves!r} is not one of exact, rel:X, abs:X, se:K:NAME, volatile."
+        )
 
 
 def unknown_standard_error(name: str, moves: str, metrics: Container[str]) -> str | None:
@@ -67,7 +79,9 @@ def unknown_standard_error(name: str, moves: str, metrics: Container[str]) -> st
     kind, _, rest = moves.partition(":")
     error_name = rest.partition(":")[2]
     if kind == "se" and error_name not in metrics:
-        return f"metric {name!r} moves with the standard error {error_name!r}, which the record does not hold."
+        return (
+            f"metric {name!r} moves with the standard error {error_name!r}, which the record does not hold."
+        )
     return None
 
 
@@ -99,7 +113,11 @@ def schema_problem(document: Any) -> str | None:
 
 def _metrics_problem(metrics: dict[str, Any], moves: dict[str, Any]) -> str | None:
     for name, value in metrics.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float, type(None))) or (value is not None and not math.isfinite(value)):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float, type(None)))
+            or (value is not None and not math.isfinite(value))
+        ):
             return f"metric {name!r} is {value!r}, expected a number or null"
         if name not in moves:
             return f"metric {name!r} does not say how far it may move"

@@ -26,7 +26,12 @@ COMPARE: dict[type, Callable[[float, float], bool]] = {
 }  # fmt: skip
 FUNCTIONS: dict[str, Callable[..., float]] = {"abs": abs, "min": min, "max": max, "sqrt": math.sqrt}
 # How many arguments each takes: least, most.
-ARGUMENTS: dict[str, tuple[int, float]] = {"abs": (1, 1), "min": (2, math.inf), "max": (2, math.inf), "sqrt": (1, 1)}
+ARGUMENTS: dict[str, tuple[int, float]] = {
+    "abs": (1, 1),
+    "min": (2, math.inf),
+    "max": (2, math.inf),
+    "sqrt": (1, 1),
+}
 PLAIN = (
     ast.BoolOp, ast.And, ast.Or, ast.Not, ast.USub, ast.UAdd, ast.Compare, ast.BinOp, ast.UnaryOp, ast.Name, ast.Load, *BINARY, *COMPARE,
 )  # fmt: skip
@@ -50,17 +55,23 @@ class Rule:
         source = self.text
         if STARTS_WITH_COMPARISON.match(source):
             if not metric:
-                raise ValueError(f"rule {self.text!r} begins with a comparison but its claim names no metric.")
+                raise ValueError(
+                    f"rule {self.text!r} begins with a comparison but its claim names no metric."
+                )
             source = f"{identifier(metric)} {source}"
         try:
             self.tree: ast.expr = ast.parse(source, mode="eval").body
         except (SyntaxError, RecursionError, MemoryError) as error:
-            raise ValueError(f"rule {self.text!r} does not parse: {getattr(error, 'msg', None) or 'it is nested too deep'}.") from error
+            raise ValueError(
+                f"rule {self.text!r} does not parse: {getattr(error, 'msg', None) or 'it is nested too deep'}."
+            ) from error
         level, depth = [self.tree], 0
         while level := [child for node in level for child in ast.iter_child_nodes(node)]:  # type: ignore[misc]
             depth += 1
         if depth > DEEPEST:
-            raise ValueError(f"rule {self.text[:60]!r}... is nested {depth} levels deep: expected at most {DEEPEST}.")
+            raise ValueError(
+                f"rule {self.text[:60]!r}... is nested {depth} levels deep: expected at most {DEEPEST}."
+            )
         _check(self.tree, self.text)
         if not _is_test(self.tree):
             raise ValueError(f"rule {self.text!r} is not a test: it needs a comparison such as '>= 0.9'.")
@@ -102,12 +113,19 @@ def _is_test(node: ast.expr) -> bool:
 
 def _check(node: ast.AST, text: str) -> None:
     for part in ast.walk(node):
-        if isinstance(part, ast.Call) and isinstance(part.func, ast.Name) and part.func.id in FUNCTIONS and not part.keywords:
+        if (
+            isinstance(part, ast.Call)
+            and isinstance(part.func, ast.Name)
+            and part.func.id in FUNCTIONS
+            and not part.keywords
+        ):
             least, most = ARGUMENTS[part.func.id]
             if not least <= len(part.args) <= most:
                 wanted = "one argument" if most == 1 else f"at least {least} arguments"
                 raise ValueError(f"rule {text!r}: {part.func.id} takes {wanted}, got {len(part.args)}.")
-        elif not isinstance(part, PLAIN) and not (isinstance(part, ast.Constant) and type(part.value) in (int, float)):
+        elif not isinstance(part, PLAIN) and not (
+            isinstance(part, ast.Constant) and type(part.value) in (int, float)
+        ):
             raise ValueError(
                 f"rule {text!r} uses {type(part).__name__}: allowed are numbers, metric names, + - * / **, comparisons, and, or, not, {', '.join(FUNCTIONS)}."
             )
@@ -121,8 +139,14 @@ def _check(node: ast.AST, text: str) -> None:
             numbers = part.args
         elif isinstance(part, ast.UnaryOp) and not isinstance(part.op, ast.Not):
             numbers = [part.operand]
-        if any(isinstance(n, (ast.Compare, ast.BoolOp)) or (isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.Not)) for n in numbers):
-            raise ValueError(f"rule {text!r} reckons with a truth value: comparisons are joined by and, or, not alone.")
+        if any(
+            isinstance(n, (ast.Compare, ast.BoolOp))
+            or (isinstance(n, ast.UnaryOp) and isinstance(n.op, ast.Not))
+            for n in numbers
+        ):
+            raise ValueError(
+                f"rule {text!r} reckons with a truth value: comparisons are joined by and, or, not alone."
+            )
 
 
 def _truth(node: ast.expr, known: Mapping[str, float]) -> bool | None:
@@ -140,7 +164,9 @@ def _truth(node: ast.expr, known: Mapping[str, float]) -> bool | None:
         case ast.Compare():
             values = [_number(side, known) for side in (node.left, *node.comparators)]
             pairs = zip(node.ops, values, values[1:], strict=False)
-            links = [None if math.isnan(a) or math.isnan(b) else COMPARE[type(op)](a, b) for op, a, b in pairs]
+            links = [
+                None if math.isnan(a) or math.isnan(b) else COMPARE[type(op)](a, b) for op, a, b in pairs
+            ]
             if False in links:
                 return False
             return None if None in links else True

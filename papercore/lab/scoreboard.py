@@ -43,7 +43,7 @@ _SCALES = ("quick", "standard", "paper")
 _INNER = re.compile(r"(?!/)[\w./-]*(#[\w.-]+)?")
 
 
-def verdict_table_html(rows: Iterable[Mapping[str, Any]]) -> str:
+def verdict_table_html(rows: Iterable[Mapping[str, Any]], *, filters: bool = True) -> str:
     """Return the verdicts as HTML: a summary, filters for readers with scripts, and one table for each chapter.
 
     Args:
@@ -52,6 +52,7 @@ def verdict_table_html(rows: Iterable[Mapping[str, Any]]) -> str:
             shown at four significant digits, texts as they are (escaped). `figure` is the name of a figure of the
             chapter or an address inside the book; it becomes a link. A row may add `title`, its chapter's name.
             Chapters and claims keep the order of `rows`.
+        filters: False leaves the filters out, for a page that shows one chapter at one scale.
 
     Raises:
         ValueError: if a row lacks a key or its verdict is none of VERDICTS.
@@ -66,7 +67,7 @@ def verdict_table_html(rows: Iterable[Mapping[str, Any]]) -> str:
     chapters: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for row in rows:
         chapters.setdefault(row["slug"], {}).setdefault(row["id"], []).append(row)
-    parts = ['<div class="pc-verdicts">', _summary(rows), _filters(rows)]
+    parts = ['<div class="pc-verdicts">', _summary(rows), *([_filters(rows)] if filters else [])]
     parts += [_chapter(slug, claims) for slug, claims in chapters.items()]
     return "\n".join([*parts, "</div>"])
 

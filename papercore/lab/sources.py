@@ -50,7 +50,9 @@ def _source_hash(slug: str, scale: str, stamp: float) -> str:
     tuning = PACKAGE / "experiments" / slug / "tuning.json"
     if scale == "quick" and tuning.is_file():
         # What the sweep chose counts, not the seconds that it took.
-        digest.update(json.dumps(json.loads(tuning.read_text(encoding="utf-8"))["metrics"], sort_keys=True).encode())
+        digest.update(
+            json.dumps(json.loads(tuning.read_text(encoding="utf-8"))["metrics"], sort_keys=True).encode()
+        )
     return digest.hexdigest()[:16]
 
 
@@ -110,7 +112,11 @@ def _imports(module: str, path: Path) -> list[str]:
             if source.split(".")[0] == "papercore":
                 for alias in node.names:
                     found.append(_definer(source, alias.name))
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "import_module" and node.args:
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func).split(".")[-1] == "import_module"
+            and node.args
+        ):
             found += _named_at_run_time(node.args[0])
     return found
 
@@ -174,7 +180,11 @@ def _node_text(node: Any) -> str:
         return ascii(node)  # which letters repr shows as they are depends on the Python
     fields = []
     for name, value in ast.iter_fields(node):
-        if value is None or value == [] or name in {"ctx", "kind", "type_comment", "type_params", "type_ignores"}:
+        if (
+            value is None
+            or value == []
+            or name in {"ctx", "kind", "type_comment", "type_params", "type_ignores"}
+        ):
             continue
         if name == "body" and isinstance(node, DOCUMENTED) and _is_docstring(value[0]):
             value = value[1:]
@@ -186,4 +196,8 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def _is_docstring(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )

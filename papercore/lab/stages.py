@@ -6,6 +6,7 @@ config digest and source hash: a changed setting or a changed kernel starts afre
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -23,6 +24,8 @@ from papercore.lab.config import Config
 from papercore.lab.paths import runs_folder, write_atomically
 from papercore.lab.progress import say
 from papercore.lab.sources import source_hash
+
+DAMAGED = (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class Stages:
@@ -51,20 +54,21 @@ class Stages:
             OSError: the folder cannot be written or the disk is full.
         """
         path = self._path(name)
-        stored = _read(path)
-        if stored is None:
+        result = _read(path)
+        if result is None:
             begun = time.monotonic()
             say(f"  {name} ...")
             _write(path, name, part(), begun)
             shutil.rmtree(self.folder(name), ignore_errors=True)
             say(f"  {name} done in {time.monotonic() - begun:.1f} s")
-            stored = _read(path)
-            assert stored is not None, f"{path} cannot be read back"
-        return stored[0]
+            result = _read(path)
+            if result is None:
+                raise OSError(errno.EIO, "was written and cannot be read back", str(path))
+        return result
 
     def seconds(self) -> float:
         """Seconds that the parts on disk took when they were computed."""
-        return sum(stored[1] for path in self.root.glob("*.npz") if (stored := _read(path)))
+        return sum(_seconds(path) for path in self.root.glob("*.npz"))
 
     def done(self, name: str) -> bool:
         """Whether this part is on disk."""
@@ -90,24 +94,42 @@ def _write(path: Path, name: str, result: dict[str, Any], begun: float) -> None:
     plain = {k: v for k, v in result.items() if not isinstance(v, np.ndarray)}
     arrays = {f"array_{k}": v for k, v in result.items() if isinstance(v, np.ndarray)}
     if objects := [k.removeprefix("array_") for k, v in arrays.items() if v.dtype.hasobject]:
-        raise TypeError(f"part {name!r}: array {objects[0]!r} holds Python objects, which cannot be kept on disk.")
+        raise TypeError(
+            f"part {name!r}: array {objects[0]!r} holds Python objects, which cannot be kept on disk."
+        )
     try:
-        text = json.dumps(plain)
+        text = json.dumps(plain, default=_scalar)
     except TypeError as error:
         raise TypeError(f"part {name!r} returned what is neither JSON nor a numpy array: {error}.") from error
     seconds = np.array(time.monotonic() - begun)
     write_atomically(path, lambda p: np.savez_compressed(p, plain=np.array(text), seconds=seconds, **arrays))  # type: ignore[arg-type]
 
 
-def _read(path: Path) -> tuple[dict[str, Any], float] | None:
-    """(result, seconds) of a part; None when it is not on disk, or when the disk lost some of it."""
+def _scalar(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} is not JSON")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The result of a part; None when it is not on disk, or when the disk lost some of it."""
     try:
-        with np.load(path) as stored:
+        with open(path, "rb") as file, np.load(file) as stored:
             plain = json.loads(str(stored["plain"]))
-            arrays = {k.removeprefix("array_"): stored[k] for k in stored.files if k.startswith("array_")}
-            return {**plain, **arrays}, float(stored["seconds"]) if "seconds" in stored.files else 0.0
+            return {
+                **plain,
+                **{k.removeprefix("array_"): stored[k] for k in stored.files if k.startswith("array_")},
+            }
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except DAMAGED:
         say(f"  {path} is damaged: computing this part again")
         return None
+
+
+def _seconds(path: Path) -> float:
+    try:
+        with open(path, "rb") as file, np.load(file) as stored:
+            return float(stored["seconds"])
+    except DAMAGED:
+        return 0.0

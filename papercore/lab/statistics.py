@@ -45,7 +45,9 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     """
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if a.shape != b.shape or a.ndim != 1 or a.size < 2:
-        raise ValueError(f"a paired test needs two lists of the same length >= 2, got shapes {a.shape} and {b.shape}.")
+        raise ValueError(
+            f"a paired test needs two lists of the same length >= 2, got shapes {a.shape} and {b.shape}."
+        )
     gap = a - b
     se = float(gap.std(ddof=1)) / math.sqrt(gap.size)
     if se == 0.0:

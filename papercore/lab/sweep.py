@@ -15,7 +15,12 @@ from papercore.lab.progress import progress
 
 
 def sweep(
-    run_one: Callable[[Config], str], configs: Sequence[Config], *, jobs: int = 1, dask: str | None = None, executor: concurrent.futures.Executor | None = None
+    run_one: Callable[[Config], str],
+    configs: Sequence[Config],
+    *,
+    jobs: int = 1,
+    dask: str | None = None,
+    executor: concurrent.futures.Executor | None = None,
 ) -> Iterator[tuple[Config, str | BaseException]]:
     """Run every config; yield (config, what `run_one` returned or the exception that it raised) as each ends.
 
@@ -36,17 +41,24 @@ def sweep(
         try:
             from distributed import Client
         except ImportError as error:
-            raise ImportError("--dask needs the package distributed: pip install 'dask[distributed]'.") from error
+            raise ImportError(
+                "--dask needs the package distributed: pip install 'dask[distributed]'."
+            ) from error
         client = Client(dask)
         executor = client.get_executor()
     elif executor is None:
         # Fresh interpreters: a forked child would inherit torch's threads in an unusable state.
-        executor = concurrent.futures.ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
-    futures = {executor.submit(run_one, config): config for config in configs}
+        executor = concurrent.futures.ProcessPoolExecutor(
+            jobs, mp_context=multiprocessing.get_context("spawn")
+        )
+    futures: dict[concurrent.futures.Future[str], Config] = {}
     try:
+        # A config that stands there twice is run once: two runs of it would write the same files.
+        for config in dict.fromkeys(configs):
+            futures[executor.submit(run_one, config)] = config
         for future in progress(concurrent.futures.as_completed(futures), "sweep", total=len(futures)):
-            error = future.exception()
-            yield futures[future], error if error is not None else future.result()
+            raised = future.exception()
+            yield futures[future], raised if raised is not None else future.result()
     finally:
         for future in futures:
             future.cancel()

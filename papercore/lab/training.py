@@ -29,10 +29,21 @@ class Checkpoint:
         generators: torch.Generators by name, restored too.
     """
 
-    def __init__(self, path: str | Path, every: int, parts: Mapping[str, HasState], generators: Mapping[str, torch.Generator] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        every: int,
+        parts: Mapping[str, HasState],
+        generators: Mapping[str, torch.Generator] | None = None,
+    ) -> None:
         if every < 1:
             raise ValueError(f"a checkpoint every {every} steps: expected at least 1.")
-        self.path, self.every, self.parts, self.generators = Path(path), every, dict(parts), dict(generators or {})
+        self.path, self.every, self.parts, self.generators = (
+            Path(path),
+            every,
+            dict(parts),
+            dict(generators or {}),
+        )
 
     def save(self, step: int, losses: list[float]) -> None:
         state = {
@@ -53,10 +64,14 @@ class Checkpoint:
             state = torch.load(self.path, weights_only=False)
             parts, generators = state["parts"], state["generators"]
         except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{self.path} is not a checkpoint: {error}. Delete it to start afresh.") from error
+            raise ValueError(
+                f"{self.path} is not a checkpoint: {error}. Delete it to start afresh."
+            ) from error
         for kind, stored, own in (("parts", parts, self.parts), ("generators", generators, self.generators)):
             if set(stored) != set(own):
-                raise ValueError(f"{self.path} holds the {kind} {sorted(stored)}, this run has {sorted(own)}: delete it to start afresh.")
+                raise ValueError(
+                    f"{self.path} holds the {kind} {sorted(stored)}, this run has {sorted(own)}: delete it to start afresh."
+                )
         for name, part in self.parts.items():
             part.load_state_dict(parts[name])
         for name, generator in self.generators.items():
@@ -75,7 +90,13 @@ def _write_state(state: dict[str, Any], path: Path) -> None:
             raise
 
 
-def train(step: Callable[[int], float | torch.Tensor], steps: int, *, text: str = "training", checkpoint: Checkpoint | None = None) -> list[float]:
+def train(
+    step: Callable[[int], float | torch.Tensor],
+    steps: int,
+    *,
+    text: str = "training",
+    checkpoint: Checkpoint | None = None,
+) -> list[float]:
     """Call `step(0)`, ..., `step(steps - 1)`, each of which makes one update and returns its loss; return the losses.
 
     Raises:
@@ -84,11 +105,15 @@ def train(step: Callable[[int], float | torch.Tensor], steps: int, *, text: str 
     """
     done, losses = checkpoint.load() if checkpoint else (0, [])
     if checkpoint and done > steps:
-        raise ValueError(f"{checkpoint.path} is {done} steps into a longer run than this one of {steps}: delete it to start afresh.")
+        raise ValueError(
+            f"{checkpoint.path} is {done} steps into a longer run than this one of {steps}: delete it to start afresh."
+        )
     for index in progress(range(done, steps), text):
         loss = float(step(index))
         if not math.isfinite(loss):
-            raise FloatingPointError(f"{text}: the loss is {loss} at step {index}: lower the learning rate, or look at the data of that step.")
+            raise FloatingPointError(
+                f"{text}: the loss is {loss} at step {index}: lower the learning rate, or look at the data of that step."
+            )
         losses.append(loss)
         if checkpoint and (index + 1) % checkpoint.every == 0 and index + 1 < steps:
             checkpoint.save(index + 1, losses)
@@ -96,7 +121,11 @@ def train(step: Callable[[int], float | torch.Tensor], steps: int, *, text: str 
 
 
 def backward_step(
-    loss_fn: Callable[[int], torch.Tensor], optimizer: torch.optim.Optimizer, *, lr: Callable[[int], float] | None = None, clip: float | None = None
+    loss_fn: Callable[[int], torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    *,
+    lr: Callable[[int], float] | None = None,
+    clip: float | None = None,
 ) -> Callable[[int], float]:
     """A step for `train` by backpropagation: loss, gradients, optional norm clipping, update.
 

@@ -13,9 +13,7 @@ from torch import Tensor
 from papercore.mezo import philox
 
 Term = tuple[int, float]  # seed, coefficient
-Item = tuple[
-    Tensor, Tensor, int
-]  # source [m] and target [m], contiguous, and the global index of their first element
+Item = tuple[Tensor, Tensor, int]  # source and target, contiguous, of one shape; index of their first element
 Runner = Callable[[list[Item], list[Term], float, str], None]
 
 # Elements in flight on the CPU. Signs come 128 to a counter, so a larger window makes each torch call worth its cost.
@@ -82,6 +80,7 @@ def _windows(items: list[Item], chunk: int) -> Iterator[tuple[int, list[tuple[Te
     start = stop = 0
     pieces: list[tuple[Tensor, Tensor]] = []
     for source, target, offset in sorted(items, key=lambda item: item[2]):
+        source, target = source.view(-1), target.view(-1)
         if pieces and (offset != stop or wide_dtype(source) != wide_dtype(pieces[0][0])):
             yield start, pieces
             pieces = []

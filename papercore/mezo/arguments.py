@@ -124,7 +124,7 @@ def scalar_of(value: object) -> Tensor | float:
         if value.is_complex():
             raise TypeError(f"closure must return a real loss, got a tensor of dtype {value.dtype}")
         # On an accelerator the value is read later, together with the others; the closure may reuse its memory until then.
-        return float(value) if value.device.type == "cpu" else value.detach().to(torch.float64, copy=True)
+        return float(value.detach()) if value.device.type == "cpu" else value.detach().to(torch.float64, copy=True)
     try:
         if isinstance(value, (str, bytes)):
             raise TypeError

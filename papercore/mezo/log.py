@@ -114,7 +114,7 @@ class ZOLog:
 
     len(log) is the number of steps; log[t] is an `Entry` with .seeds, .projected_grads and .settings of step t, and
     iterating gives all of them. A file holds 4 bytes a draw: with n = 1 and a constant learning rate, 20,000 steps
-    take 80 kB and a header of a few kB at most; a learning rate that changes at each step adds about 10 bytes a step.
+    take 80 kB and a header of a few kB at most; a learning rate that changes at each step adds about 11 bytes a step.
 
     >>> import torch
     >>> from papercore.mezo import MeZO, ZOLog

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 WORDS = [
@@ -150,3 +152,44 @@ ROWS: dict[str, Any] = {
     "squad": lambda i: {"title": "cat", "context": f"the cat {i} sat on the mat", "question": " what is it?", "answers": {"text": ["the cat", "cat"], "answer_start": [0, 4]}},
     "drop": lambda i: {"passage": f"the cat {i} sat", "question": "what is it?", "answers_spans": {"spans": ["cat"], "types": ["span"]}},
 }  # fmt: skip
+
+
+# Settings of a `paper` run that takes seconds.
+TINY = {
+    "device": "cpu",
+    "paper_steps": 4,
+    "paper_eval_every": 2,
+    "paper_batch": 4,
+    "paper_tune_steps": 2,
+    "paper_shots": 2,
+    "paper_seeds": (0,),
+    "paper_train": 8,
+    "paper_validation": 4,
+    "paper_test": 6,
+    "paper_demonstrations": 2,
+    "paper_max_tokens": 200,
+    "paper_dtype": "float32",
+    "paper_lr_mezo": (1e-4,),
+    "paper_lr_lora": (1e-3,),
+    "paper_lr_prefix": (1e-2,),
+    "paper_lr_ft": (1e-3,),
+}
+
+
+def make_hub(root: Path) -> Path:
+    """Models and data of every task; the tiny OPT has the name of a model that the paper reports."""
+    save_opt(root / "models" / "opt-13b")
+    save_roberta(root / "models" / "roberta-large")
+    for task in ROWS:
+        test = "test" if task in ("sst5", "trec") else "validation"
+        write_parquet(root / "data" / task, train=rows_of(task, 36), **{test: rows_of(task, 8, start=100)})
+    return root
+
+
+def use_hub(monkeypatch: pytest.MonkeyPatch, root: Path, runs: Path) -> None:
+    """Point the environment at `root`; what is not there is missing at once, without asking a network."""
+    monkeypatch.setenv("PAPERCORE_MODELS", str(root / "models"))
+    monkeypatch.setenv("PAPERCORE_DATA", str(root / "data"))
+    monkeypatch.setenv("PAPERCORE_RUNS", str(runs))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setitem(sys.modules, "datasets", None)

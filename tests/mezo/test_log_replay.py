@@ -149,10 +149,10 @@ def test_replay_may_start_from_a_step_of_the_run() -> None:
 @pytest.mark.parametrize("rule", [{}, {"momentum": 0.9}, {"betas": (0.9, 0.99)}, {"n": 12, "weight_decay": 0.3}], ids=str)
 def test_updates_alone_come_within_the_rounding_of_float32(rule: dict) -> None:
     model = Net()
-    optimizer = run(model, 25, lr=0.01, **rule)
+    optimizer = run(model, 25, lr=0.004, **rule)
     near = replay(Net(), optimizer.log, exact=False)
     moved = max(float((a - b).abs().max()) for a, b in zip(bits(model), bits(Net()), strict=True))
-    assert moved > 0.02
+    assert moved > 0.01
     for a, b in zip(bits(near), bits(model), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
 

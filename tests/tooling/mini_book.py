@@ -20,6 +20,7 @@ def notebook(*cells: Any) -> Any:
 def code(name: str, source: str, *outputs: Any, tags: tuple[str, ...] = ()) -> Any:
     cell = new_code_cell(source, outputs=list(outputs))
     cell["id"] = name
+    cell.execution_count = 1 if outputs else None
     if tags:
         cell.metadata["tags"] = list(tags)
     return cell

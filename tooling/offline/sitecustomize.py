@@ -8,8 +8,10 @@ are kept at home by environment variables beside it (tooling/sandbox.py).
 Allowed: Unix sockets, addresses of the loopback interface, and names that mean it.
 """
 
+import socket
 import sys
 
+UNIX = getattr(socket, "AF_UNIX", None)
 WATCHED = {
     "socket.connect": 1,
     "socket.sendto": 1,
@@ -43,19 +45,33 @@ def _is_here(address: object) -> bool:
     return number.is_loopback or number.is_unspecified
 
 
+def _refuse_beyond(call: str, address: object) -> None:
+    if not _is_here(address):
+        raise NetworkBlocked(
+            f"{call}({address!r}) was blocked: quick scale and the tests need no network. "
+            "What must be fetched belongs into the installation, or behind scale='standard'."
+        )
+
+
 def _watch(event: str, arguments: tuple) -> None:
     place = WATCHED.get(event)
     if place is None:
         return
-    if (
-        place and getattr(arguments[0], "family", None) == 1 and sys.platform != "win32"
-    ):  # AF_UNIX; an abstract name has no slash
+    if place and getattr(arguments[0], "family", None) == UNIX:  # its address is a path
         return
-    if not _is_here(arguments[place]):
-        raise NetworkBlocked(
-            f"{event}({arguments[place]!r}) was blocked: quick scale and the tests need no network. "
-            "What must be fetched belongs into the installation, or behind scale='standard'."
-        )
+    _refuse_beyond(event, arguments[place])
+
+
+def _look_before_connecting(name: str) -> None:
+    """A host's name given to connect is looked up before the audit hook hears of the call: look at it earlier."""
+    below = getattr(socket.socket, name)
+
+    def call(self: socket.socket, *arguments: object) -> object:
+        if self.family != UNIX and isinstance(arguments[-1], tuple):
+            _refuse_beyond(f"socket.{name}", arguments[-1])
+        return below(self, *arguments)
+
+    setattr(socket.socket, name, call)
 
 
 def _run_the_next_one() -> None:
@@ -71,4 +87,6 @@ def _run_the_next_one() -> None:
 
 
 sys.addaudithook(_watch)
+for _name in ("connect", "connect_ex", "sendto"):
+    _look_before_connecting(_name)
 _run_the_next_one()

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from papercore.experiments.mezo.language import LABEL_WORDS, TOPICS, Examples, documents, examples, with_demonstrations
+from papercore.experiments.mezo.language import (
+    LABEL_WORDS,
+    TOPICS,
+    Examples,
+    documents,
+    examples,
+    with_demonstrations,
+)
 from papercore.lab.decoder import Decoder
 from papercore.lab.training import backward_step, train
 from papercore.mezo import MeZO, noise
@@ -57,14 +64,14 @@ ARMS: dict[str, Arm] = {
         Arm("rademacher", FULL, dist="rademacher"),
         Arm("norms_biases", (3e-3, 1e-2, 3e-2), tuned="norms_biases"),
         Arm("lora", (1e-3, 3e-3, 1e-2, 3e-2), tuned="lora", eps=1e-2),
-        Arm("prefix", (1e-2, 3e-2, 1e-1), tuned="prefix", eps=1e-2),
-        Arm("no_prompt", (3e-4, 1e-3, 3e-3, 1e-2), prompt=False),
-        Arm("no_pretraining", (3e-4, 1e-3, 3e-3, 1e-2), pretrained=False),
-        Arm("accuracy", (3e-3, 1e-2, 3e-2), objective="accuracy", eps=1e-2),
-        Arm("adam", (3e-4, 1e-3, 3e-3), betas=(0.9, 0.99)),
+        Arm("prefix", (3e-1, 1.0, 3.0), tuned="prefix", eps=1e-1),
+        Arm("no_prompt", (3e-4, 1e-3, 2e-3, 4e-3), prompt=False),
+        Arm("no_pretraining", (3e-4, 1e-3, 2e-3, 4e-3), pretrained=False),
+        Arm("accuracy", (1e-4, 3e-4, 1e-3, 3e-3), objective="accuracy", eps=1e-2),
+        Arm("adam", (1e-3, 3e-3, 1e-2), betas=(0.9, 0.99)),
         Arm("n4", FULL, n=4),
         Arm("n16", FULL, n=16),
-        Arm("one_point", (3e-6, 3e-5, 3e-4), estimator="one_point"),
+        Arm("one_point", (1e-5, 3e-5, 1e-4), estimator="one_point"),
         Arm("eps_1e-4", (), eps=1e-4),
         Arm("eps_1e-2", (), eps=1e-2),
         Arm("batch_8", (), batch=8),
@@ -76,7 +83,15 @@ ARMS: dict[str, Arm] = {
 FT_GRID = (3e-4, 1e-3, 3e-3)
 
 
-def pretrain(model: Decoder, steps: int, batch: int, lr: float, segments: int, rng: np.random.Generator, keep: Sequence[int]) -> tuple[list[float], dict[int, dict[str, Tensor]]]:
+def pretrain(
+    model: Decoder,
+    steps: int,
+    batch: int,
+    lr: float,
+    segments: int,
+    rng: np.random.Generator,
+    keep: Sequence[int],
+) -> tuple[list[float], dict[int, dict[str, Tensor]]]:
     """Language modelling on fresh documents; returns the losses and the weights after each of the steps in `keep`."""
     device = next(model.parameters()).device
     kept: dict[int, dict[str, Tensor]] = {0: _weights(model)} if 0 in keep else {}
@@ -116,12 +131,16 @@ class Task:
         self.arm, self.head = arm, None
         self.model: Any = copy.deepcopy(model)
         if arm.tuned == "prefix":
-            self.model = self.model.with_prefix(torch.randint(0, 160, (PREFIX_TOKENS,), generator=generator).to(device))
+            self.model = self.model.with_prefix(
+                torch.randint(0, 160, (PREFIX_TOKENS,), generator=generator).to(device)
+            )
             self.trained = [block.prefix for block in self.model.blocks]
         elif arm.tuned == "lora":
             self.trained = _add_lora(self.model, generator)
         elif arm.tuned == "norms_biases":
-            self.trained = [p for name, p in self.model.named_parameters() if "norm" in name or name.endswith("bias")]
+            self.trained = [
+                p for name, p in self.model.named_parameters() if "norm" in name or name.endswith("bias")
+            ]
         else:
             self.trained = list(self.model.parameters())
         if not arm.prompt:
@@ -164,7 +183,9 @@ def _add_lora(model: Decoder, generator: torch.Generator) -> list[nn.Parameter]:
     from peft import LoraConfig, inject_adapter_in_model
 
     with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=["q", "v"], lora_dropout=0.0), model)
+        inject_adapter_in_model(
+            LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=["q", "v"], lora_dropout=0.0), model
+        )
     adapters = []
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -177,7 +198,17 @@ def _add_lora(model: Decoder, generator: torch.Generator) -> list[nn.Parameter]:
     return adapters
 
 
-def run_mezo(model: Decoder, arm: Arm, lr: float, data: Examples, test: Examples, *, steps: int, seed: int, eval_at: Sequence[int]) -> dict[str, Any]:
+def run_mezo(
+    model: Decoder,
+    arm: Arm,
+    lr: float,
+    data: Examples,
+    test: Examples,
+    *,
+    steps: int,
+    seed: int,
+    eval_at: Sequence[int],
+) -> dict[str, Any]:
     """Train one arm for `2 * steps` forward passes and test it on the way.
 
     Returns: curve (test accuracy at each of `eval_at`, counted in units of two forward passes), losses (training objective
@@ -199,7 +230,9 @@ def run_mezo(model: Decoder, arm: Arm, lr: float, data: Examples, test: Examples
     if arm.estimator == "one_point":
         update = _one_point(task, lr, arm.eps, seed, closure)
     else:
-        optimizer = MeZO(task.trained, lr=lr * arm.n, eps=arm.eps, n=arm.n, dist=arm.dist, betas=arm.betas, seed=seed)  # type: ignore[arg-type]
+        optimizer = MeZO(
+            task.trained, lr=lr * arm.n, eps=arm.eps, n=arm.n, dist=arm.dist, betas=arm.betas, seed=seed
+        )  # type: ignore[arg-type]
 
         def update(step: int) -> float:
             if arm.decay:
@@ -220,7 +253,13 @@ def run_mezo(model: Decoder, arm: Arm, lr: float, data: Examples, test: Examples
     with torch.no_grad():
         losses = train(step, updates, text=arm.name)
     final = task.accuracy(test_ids, test.topics)
-    return {"curve": [curve[at] for at in sorted(curve)], "at": sorted(curve), "losses": losses, "trained": task.n_trained, "final": final}
+    return {
+        "curve": [curve[at] for at in sorted(curve)],
+        "at": sorted(curve),
+        "losses": losses,
+        "trained": task.n_trained,
+        "final": final,
+    }
 
 
 def _one_point(task: Task, lr: float, eps: float, seed: int, closure: Any) -> Any:
@@ -243,7 +282,16 @@ def _one_point(task: Task, lr: float, eps: float, seed: int, closure: Any) -> An
     return update
 
 
-def fine_tune(model: Decoder, lr: float, data: Examples, test: Examples, *, steps: int, seed: int, pretrained: bool = True) -> dict[str, Any]:
+def fine_tune(
+    model: Decoder,
+    lr: float,
+    data: Examples,
+    test: Examples,
+    *,
+    steps: int,
+    seed: int,
+    pretrained: bool = True,
+) -> dict[str, Any]:
     """Adam by backpropagation on the same prompt and examples: accuracy after `steps`, and the training losses."""
     task = Task(model, ARMS["full"], np.random.default_rng([seed, 1]))
     ids = task.inputs(data)
@@ -267,7 +315,9 @@ def zero_shot(model: Decoder, test: Examples) -> float:
 def in_context(model: Decoder, data: Examples, test: Examples, *, seed: int) -> float:
     """Accuracy with one demonstration per topic in front of each question, their order drawn from the seed."""
     rng = np.random.default_rng([seed, 3])
-    shown = rng.permutation([int(rng.choice(np.flatnonzero(data.topics.numpy() == t))) for t in range(TOPICS)])
+    shown = rng.permutation(
+        [int(rng.choice(np.flatnonzero(data.topics.numpy() == t))) for t in range(TOPICS)]
+    )
     ids = with_demonstrations(test, Examples(data.words[shown], data.topics[shown]))
     logits = model.next_logits(ids)[:, LABEL_WORDS.to(ids.device)]
     return float((logits.argmax(dim=1) == test.topics).float().mean())

@@ -1,4 +1,4 @@
-"""Prefix tuning of an encoder (section 3 and appendix E.5): trained keys and values in front of every layer's own.
+"""Prefix tuning of an encoder (section 3 and appendix): trained keys and values in front of every layer's own.
 
 peft prepends a prefix through the key-value cache, which only causal models have. An encoder such as RoBERTa has none, so the
 prefix is added where every model of transformers 5 passes by: the attention function, which a library call can exchange.

@@ -38,11 +38,13 @@ class Config(lab.Config):
 class QuickConfig(Config):
     """A generated language and a model of 121,344 weights, trained on the spot."""
 
-    pretrain_steps: int = option(700, "steps of language modelling before any task", minimum=1)
+    pretrain_steps: int = option(500, "steps of language modelling before any task", minimum=1)
     pretrain_batch: int = option(24, "documents a step", minimum=1)
     pretrain_lr: float = option(4e-3, "peak learning rate of AdamW, after 50 steps of warm-up", minimum=0.0)
     segments: int = option(5, "segments of a document", minimum=1)
-    shots: tuple[int, ...] = option((1, 4, 16), "examples per topic (k); the largest is used where one k is enough", minimum=1)
+    shots: tuple[int, ...] = option(
+        (1, 4, 16), "examples per topic (k); the largest is used where one k is enough", minimum=1
+    )
     seeds: int = option(5, "few-shot samples, each with its own noise", minimum=3)
     steps: int = option(100, "MeZO steps, two forward passes each", minimum=4)
     backprop_steps: int = option(50, "steps of fine-tuning by backpropagation", minimum=1)

@@ -7,8 +7,8 @@ For each cell: draw the sample of a seed, train every trial of the grid with its
 validation score, test it, and average over seeds. Each trial is a part of its own on disk, so a stopped run goes on where it
 was. Metrics are named `opt-13b/sst2/mezo` (percent) and, with several seeds, `.../std`; RoBERTa's label says k.
 
-Not in the matrix: MeZO-Adam, FT with LoRA or prefixes, and the ablations of Tables 3, 5, 6 and 7 to 11; other scales of the chapter
-test those claims.
+Not in the matrix: MeZO-Adam, FT with LoRA or prefixes, and Tables 3, 5, 6, 8 to 11, 17, 19 and 21; the chapter's other scales
+test some of those claims.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Settings of the `paper` scale and the grids of the paper (its Tables 15 and 16), as data.
+"""Settings of the `paper` scale and the grids of the paper's appendix, as data.
 
 This file imports no model code, so that a chapter's config can inherit `PaperSettings` without tying its other scales to it.
 
@@ -104,7 +104,7 @@ class Trial:
         return f"lr{self.lr:g}-b{self.batch}"
 
 
-# (family, method) -> (learning rates, eps, weight decay); Tables 15 (RoBERTa) and 16 (OPT).
+# (family, method) -> (learning rates, eps, weight decay) for RoBERTa and OPT.
 MEZO_GRIDS: dict[tuple[str, str], tuple[tuple[float, ...], float, float]] = {
     ("masked", "mezo"): ((1e-7, 1e-6, 1e-5), 1e-3, 0.0),
     ("masked", "mezo_lora"): ((1e-5, 5e-5, 1e-4), 1e-3, 0.1),

@@ -131,7 +131,7 @@ def _mezo_run(
     every = trial.every if processes.rank == 0 else trial.steps
     checkpoint = Checkpoint(folder / "run.pt", every, {"run": _Replayed(tuned, optimizer, curve)})
     losses = train(step, trial.steps, text=f"{model.label} {method} {trial.name}", checkpoint=checkpoint)
-    return optimizer.log, curve, losses, tuned
+    return optimizer.log, curve, processes.mean_of(losses), tuned
 
 
 def tune_adam(

@@ -153,10 +153,12 @@ class CausalProblem:
         self.pad = scoring.padding_id(tokenizer)
         rows = {"train": sample.train, "validation": sample.validation, "test": sample.test}
         self.questions = {split: [prompt.question(row) for row in rows[split]] for split in SPLITS}
-        # Only what a loss or a probe reads is encoded ahead; test prompts change with their demonstrations.
-        self.train = [
-            scoring.encode_question(tokenizer, q, max_tokens=max_tokens) for q in self.questions["train"]
-        ]
+        # What a loss reads is encoded ahead: all candidates where it compares them, else the right one.
+        self.train = [self._for_training(question) for question in self.questions["train"]]
+
+    def _for_training(self, question: Question) -> list[scoring.Encoded]:
+        only = None if question.chooses else question.answers[0]
+        return scoring.encode_question(self.tokenizer, question, max_tokens=self.max_tokens, only=only)
 
     @property
     def train_examples(self) -> int:
@@ -178,8 +180,8 @@ class CausalProblem:
                 scores, [len(self.train[i]) for i in mine], [questions[i].answers[0] for i in mine]
             )
         joint = mine if joint is None else joint
-        share = sum(self._taught(i).answer for i in joint) * len(mine) / len(joint)
-        taught = [self._taught(i) for i in mine]
+        share = sum(self.train[i][0].answer for i in joint) * len(mine) / len(joint)
+        taught = [self.train[i][0] for i in mine]
         return (
             -torch.stack(
                 [
@@ -189,9 +191,6 @@ class CausalProblem:
             ).sum()
             / share
         )
-
-    def _taught(self, index: int) -> scoring.Encoded:
-        return self.train[index][self.questions["train"][index].answers[0]]
 
     def evaluate(self, model: nn.Module, split: str, processes: Processes) -> dict[str, float]:
         """Accuracy, or F1 and exact match, in percent."""
@@ -257,7 +256,10 @@ class CausalProblem:
         """What the output layer sees at the last token of the prompt, [n, d], and the labels [n]."""
         questions = self.questions[split]
         # The first candidate stands for all: only the prompt before it is read.
-        rows = [scoring.encode_question(self.tokenizer, q, max_tokens=self.max_tokens)[0] for q in questions]
+        rows = [
+            scoring.encode_question(self.tokenizer, q, max_tokens=self.max_tokens, only=0)[0]
+            for q in questions
+        ]
 
         def seen(batch: list[int]) -> list[NDArray[np.float32]]:
             return list(scoring.prompt_features(model, [rows[i] for i in batch], self.pad).cpu().numpy())

@@ -9,6 +9,7 @@ Glossary
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Processes:
             return cls(0, 1, device)
         if not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+            atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
         return cls(dist.get_rank(), dist.get_world_size(), device)
 
     @property
@@ -83,6 +85,12 @@ class Processes:
             for tensor in tensors:
                 dist.all_reduce(tensor)
                 tensor /= self.world
+
+    def mean_of(self, numbers: Sequence[float]) -> list[float]:
+        """Element by element, the mean over the processes of equally long lists."""
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        self.mean_([tensor])
+        return tensor.tolist()
 
     def stage(self, stages: Stages, name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A finished part from disk, or computed by all processes together; the first alone reads and writes the disk."""

@@ -1,4 +1,4 @@
-"""Prompt templates and label words of the paper's experiments (appendix E.2), as data, and what turns a row into a prompt.
+"""Prompt templates and label words of the paper's experiments (section 3 and appendix), as data, and what turns a row into a prompt.
 
 Two families, two tables. `MASKED` (RoBERTa): the label word is predicted at a mask. `CAUSAL` (OPT): every candidate is appended
 to the prompt and the more likely one wins, or the model writes the answer itself.

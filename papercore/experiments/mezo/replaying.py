@@ -16,7 +16,9 @@ from papercore.lab.decoder import Decoder
 from papercore.mezo import MeZO, ZOLog, replay
 
 
-def log_and_replay(model: Decoder, lr: float, data: Examples, test: Examples, *, steps: int, seed: int) -> dict[str, Any]:
+def log_and_replay(
+    model: Decoder, lr: float, data: Examples, test: Examples, *, steps: int, seed: int
+) -> dict[str, Any]:
     """Train with MeZO, save the log, load it, replay it on the untouched base.
 
     Returns: difference (largest absolute gap of replayed and trained weights; 0 means bit for bit), at and accuracy (test
@@ -42,13 +44,19 @@ def log_and_replay(model: Decoder, lr: float, data: Examples, test: Examples, *,
     for step in at:
         task.model = replay(copy.deepcopy(base), log, steps=step)
         accuracy.append(task.accuracy(task.inputs(test), test.topics))
-    return {"difference": difference, "at": np.array(at), "accuracy": np.array(accuracy), "bytes": size, "bytes_20000": bytes_of_log(20_000)}
+    return {
+        "difference": difference,
+        "at": np.array(at),
+        "accuracy": np.array(accuracy),
+        "bytes": size,
+        "bytes_20000": bytes_of_log(20_000),
+    }
 
 
 def bytes_of_log(steps: int) -> int:
     """Size on disk of a real log of so many steps (of a one-weight model: the size does not depend on the model's)."""
     weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = MeZO([weight], lr=1e-3, backend="torch")
+    optimizer = MeZO([weight], lr=1e-3)
     with torch.no_grad():
         for step in range(steps):
             # A loss that keeps changing sign, so that the scalars cannot be compressed away.

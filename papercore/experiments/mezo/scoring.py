@@ -58,17 +58,21 @@ class EncodedMask:
 
 
 def encode_question(
-    tokenizer: PreTrainedTokenizerBase, question: Question, *, max_tokens: int
+    tokenizer: PreTrainedTokenizerBase, question: Question, *, max_tokens: int, only: int | None = None
 ) -> list[Encoded]:
     """Each candidate behind its prompt, cut on the left to `max_tokens`; the beginning-of-text token stays.
 
     Prompt and candidate are tokenized apart, so that the boundary between them is a token boundary by construction.
 
+    Args:
+        only: position of the one candidate that is wanted; None for all.
+
     Raises:
         ValueError: a candidate without tokens, or one that fills `max_tokens` alone.
     """
     prompt = tokenizer.encode(question.prompt, add_special_tokens=False)
-    return [_joined(tokenizer, prompt, text, max_tokens) for text in question.candidates]
+    wanted = question.candidates if only is None else question.candidates[only : only + 1]
+    return [_joined(tokenizer, prompt, text, max_tokens) for text in wanted]
 
 
 def _joined(
@@ -177,9 +181,7 @@ def word_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[i
                 f"the label word {word!r} is {len(ids)} tokens of this tokenizer, expected one known token: {tokenizer.convert_ids_to_tokens(ids)}."
             )
     if len({ids[0] for ids in pieces.values()}) < len(words):
-        raise ValueError(
-            f"label words {', '.join(words)} share a token of this tokenizer: they could not be told apart."
-        )
+        raise ValueError(f"label words {', '.join(words)} share a token of this tokenizer.")
     return [ids[0] for ids in pieces.values()]
 
 
@@ -275,23 +277,21 @@ def f1(prediction: str, references: Sequence[str]) -> float:
     >>> f1("the red house", ["a red house", "house"])
     1.0
     """
-    _need_references(references)
-    if references[0] in _REFUSALS:
+    if references and references[0] in _REFUSALS:
         return exact_match(prediction, references[:1])
-    return max(
-        _overlap(normalized_answer(prediction).split(), normalized_answer(r).split()) for r in references
-    )
+    words = normalized_answer(prediction).split()
+    return max(_overlap(words, answer.split()) for answer in _normalized(references))
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
     """1.0 when the prediction equals a reference after normalization, else 0.0."""
-    _need_references(references)
-    return float(normalized_answer(prediction) in {normalized_answer(r) for r in references})
+    return float(normalized_answer(prediction) in _normalized(references))
 
 
-def _need_references(references: Sequence[str]) -> None:
+def _normalized(references: Sequence[str]) -> list[str]:
     if not references:
         raise ValueError("an answer is scored against at least one reference, got none.")
+    return [normalized_answer(reference) for reference in references]
 
 
 def _overlap(predicted: list[str], wanted: list[str]) -> float:

@@ -39,7 +39,7 @@ def run_standard(config: StandardConfig, record: Record, stages: Stages) -> None
 
     Raises:
         papercore.lab.data.Missing: the corpus or the encoder is not on this machine.
-        FloatingPointError: a loss is not finite, with the run and its step.
+        FloatingPointError: a loss is not finite, with its step.
     """
     _check(config)
     task = Task.of(config)
@@ -137,7 +137,7 @@ def _tuned_run(task: Task, regime: str, arm: str, lr: float, seed: int, stages: 
 
 @torch.no_grad()
 def _untouched(task: Task) -> Run:
-    """The encoder as it comes: its prompt head, and the features of the probes for the test questions."""
+    """The encoder as it comes, with the prompt head: zero-shot."""
     classifier, _ = task.classifier("full", 0)
     return task.score(classifier, task.test_ids, task.test_labels)
 
@@ -169,14 +169,13 @@ def _probes(task: Task, regime: str, seed: int) -> Run:
     )
     result: Run = {}
     for name in fit_on:
-        with torch.enable_grad():
-            logits, c = probe(
-                (fit_on[name], task.train_labels[train_set]),
-                (choose_on[name], task.train_labels[held_out]),
-                test[name],
-                classes=len(task.corpus.classes),
-                grid=task.config.standard_probe_c,
-            )
+        logits, c = probe(
+            (fit_on[name], task.train_labels[train_set]),
+            (choose_on[name], task.train_labels[held_out]),
+            test[name],
+            classes=len(task.corpus.classes),
+            grid=task.config.standard_probe_c,
+        )
         correct = logits.argmax(1) == task.test_labels
         ece = calibration_error(logits.softmax(1), task.test_labels)
         result |= {f"{name}_accuracy": float(correct.double().mean()), f"{name}_c": c, f"{name}_ece": ece}

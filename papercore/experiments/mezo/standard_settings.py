@@ -45,9 +45,7 @@ class StandardSettings:
     standard_lr_norms_biases: tuple[float, ...] = option((5e-4, 1e-3, 2e-3), "tried: LayerNorm and biases")
     standard_lr_lora: tuple[float, ...] = option((1e-3, 2e-3, 4e-3), "tried: LoRA")
     standard_lr_no_prompt: tuple[float, ...] = option((5e-5, 1e-4, 2e-4), "tried: no prompt")
-    standard_lr_adam: tuple[float, ...] = option(
-        (2e-5, 5e-5, 1e-4), "tried: Adam by backpropagation, all weights"
-    )
+    standard_lr_adam: tuple[float, ...] = option((5e-5, 1e-4), "tried: Adam by backpropagation, all weights")
     standard_adam_steps: int = option(60, "Adam steps at k examples a class", minimum=1)
     standard_adam_large_steps: int = option(200, "Adam steps in the larger regime", minimum=1)
     standard_probe_c: tuple[float, ...] = option(

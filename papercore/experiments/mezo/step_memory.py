@@ -21,7 +21,9 @@ def step_memory(device: torch.device) -> dict[str, float]:
     adam_peak: weights excluded, gradients, moments and activations of a step of Adam. chunk: the buffer that MeZO may use.
     """
     generator = torch.Generator().manual_seed(0)
-    model = Decoder(DecoderConfig(4096, width=256, layers=5, heads=8, context=128), generator=generator).to(device)
+    model = Decoder(DecoderConfig(4096, width=256, layers=5, heads=8, context=128), generator=generator).to(
+        device
+    )
     ids = torch.randint(0, 4096, (4, 33), generator=generator).to(device)
 
     def loss() -> torch.Tensor:

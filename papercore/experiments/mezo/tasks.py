@@ -68,6 +68,7 @@ TASKS: dict[str, Task] = {
         Task("trec", "TREC", "CogComp/trec", label="coarse_label", test="test"),
         Task("snli", "SNLI", "stanfordnlp/snli"),
         Task("mnli", "MNLI", "nyu-mll/glue", "mnli", test="validation_matched"),
+        # The same rows as GLUE's RTE, under other column names.
         Task("rte", "RTE", "aps/super_glue", "rte"),
         Task("cb", "CB", "aps/super_glue", "cb", validation=100),
         Task("boolq", "BoolQ", "aps/super_glue", "boolq"),
@@ -133,7 +134,7 @@ def k_shot(labels: Sequence[int], k: int, seed: int) -> tuple[list[int], list[in
     A class with fewer than 2k rows gives its first k to training and the rest to validation.
 
     >>> k_shot([0, 1, 0, 1, 0, 1], k=1, seed=13)
-    ([3, 2], [1, 0])
+    ([1, 4], [3, 0])
     """
     if k < 1:
         raise ValueError(f"k = {k} examples of each class: expected at least 1.")

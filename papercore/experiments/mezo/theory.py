@@ -38,7 +38,9 @@ def second_moment(d: int, n: int, dist: str, draws: int, seed: int) -> tuple[flo
     return float(squares.mean()), float(squares.std(ddof=1) / math.sqrt(draws)), closed
 
 
-def steps_to_target(d: int, r: int, *, seed: int, lr: float | None = None, target: float = 1e-3, limit: int = 20_000) -> int:
+def steps_to_target(
+    d: int, r: int, *, seed: int, lr: float | None = None, target: float = 1e-3, limit: int = 20_000
+) -> int:
     """MeZO steps until a quadratic with r unit eigenvalues among d is down to `target` of its start; lr = 1 / (r + 2) if None.
 
     The start is drawn on the r directions that matter. Returns `limit` when it does not get there.
@@ -66,14 +68,23 @@ def one_step_bound(d: int, r: int, n: int, draws: int, seed: int) -> tuple[float
     Theorem 2 with equality: for H a projector and the gradient inside its span, E L(theta') / L(theta) = 1 - 1 / gamma.
     """
     gamma = (r + n + 1) / n
-    z = noise(seed, 0, draws * n * d).view(draws, n, d)[..., :r]  # the other d - r directions do not change the loss
+    z = noise(seed, 0, draws * n * d).view(draws, n, d)[
+        ..., :r
+    ]  # the other d - r directions do not change the loss
     theta = torch.full((r,), 1.0 / math.sqrt(r))
     after = theta - ((z @ theta).unsqueeze(-1) * z).mean(dim=1) / gamma
     ratio = after.square().sum(dim=-1).double().numpy()
     return float(ratio.mean()), float(ratio.std(ddof=1) / math.sqrt(draws)), 1.0 - 1.0 / gamma
 
 
-DRIFT_COLUMNS = ("dtype", "official sequence", "update-only replay", "fused (this book)", "exact mode (this book)", "replay of this book")
+DRIFT_COLUMNS = (
+    "dtype",
+    "official sequence",
+    "update-only replay",
+    "fused (this book)",
+    "exact mode (this book)",
+    "replay of this book",
+)
 
 
 def rounding_drift(weights: int, steps: int, seed: int) -> list[list[Any]]:
@@ -112,7 +123,16 @@ def rounding_drift(weights: int, steps: int, seed: int) -> list[list[Any]]:
         for draw, slope in zip(draws, slopes, strict=True):
             for scale in (eps, -2 * eps, eps - lr * slope):
                 add_noise_([again], [0], [(draw, scale)])
-        rows.append([str(dtype).removeprefix("torch."), drift(official), drift(updates), drift(fused), drift(exact), float((again.double() - fused.double()).abs().max())])
+        rows.append(
+            [
+                str(dtype).removeprefix("torch."),
+                drift(official),
+                drift(updates),
+                drift(fused),
+                drift(exact),
+                float((again.double() - fused.double()).abs().max()),
+            ]
+        )
     return rows
 
 
@@ -125,7 +145,11 @@ def history_gap(d: int, steps: int, seed: int, betas: tuple[float, float] | None
     first = torch.nn.Parameter(noise(seed, 0, d, dtype=torch.float64))
     second = torch.nn.Parameter(first.detach().clone())
     ours = MeZO([first], lr=1e-3, eps=1e-4, betas=betas, momentum=momentum, window=steps, seed=seed)
-    theirs = torch.optim.Adam([second], lr=1e-3, betas=betas) if betas else torch.optim.SGD([second], lr=1e-3, momentum=momentum)
+    theirs = (
+        torch.optim.Adam([second], lr=1e-3, betas=betas)
+        if betas
+        else torch.optim.SGD([second], lr=1e-3, momentum=momentum)
+    )
     for step in range(steps):
         z = noise(draw_seed(seed, step), 0, d, dtype=torch.float64)
         with torch.no_grad():
@@ -140,7 +164,9 @@ def rates(seed: int, repeats: int = 3) -> list[list[Any]]:
     rows: list[list[Any]] = []
     for r in (2, 8, 32):
         for d in (r, 100, 10_000):
-            rows.append([f"rank {r}", r, d, *(steps_to_target(d, r, seed=seed + 31 * i) for i in range(repeats))])
+            rows.append(
+                [f"rank {r}", r, d, *(steps_to_target(d, r, seed=seed + 31 * i) for i in range(repeats))]
+            )
     for d in (2, 8, 32, 128, 512):
         rows.append(["isotropic", d, d, *(steps_to_target(d, d, seed=seed + 31 * i) for i in range(repeats))])
     return rows

@@ -28,7 +28,10 @@ def tune(config: QuickConfig) -> Record:
     record = Record.start(config)
     stages = Stages.of(config.replace(seed=900))
     weights = pretrained(config, MODEL_SEED, stages)
-    model, untrained = with_weights(config, MODEL_SEED, weights[max(weights)]), with_weights(config, MODEL_SEED, weights[0])
+    model, untrained = (
+        with_weights(config, MODEL_SEED, weights[max(weights)]),
+        with_weights(config, MODEL_SEED, weights[0]),
+    )
     held_out = test_sentences(config.tests // 2, MODEL_SEED)
     k = max(config.shots)
     rows: list[list[Any]] = []
@@ -39,17 +42,38 @@ def tune(config: QuickConfig) -> Record:
             done = []
             for s in SEEDS:
                 try:
-                    done.append(run_mezo(start, arm, lr, few_shot(k, s), held_out, steps=config.steps, seed=s, eval_at=()))
+                    done.append(
+                        run_mezo(
+                            start, arm, lr, few_shot(k, s), held_out, steps=config.steps, seed=s, eval_at=()
+                        )
+                    )
                 except FloatingPointError:
                     done.append({"final": 0.0, "losses": [float("inf")]})
-            scores[lr] = (float(np.mean([r["final"] for r in done])), -float(np.mean([r["losses"][-1] for r in done])))
+            scores[lr] = (
+                float(np.mean([r["final"] for r in done])),
+                -float(np.mean([r["losses"][-1] for r in done])),
+            )
             rows.append([arm.name, lr, scores[lr][0], -scores[lr][1], len(done)])
         record.metric(f"lr_{arm.name}", max(arm.grid, key=lambda lr: scores[lr]), "exact")
-    finals = {lr: float(np.mean([fine_tune(model, lr, few_shot(k, s), held_out, steps=config.backprop_steps, seed=s)["final"] for s in SEEDS])) for lr in FT_GRID}
+    finals = {
+        lr: float(
+            np.mean(
+                [
+                    fine_tune(model, lr, few_shot(k, s), held_out, steps=config.backprop_steps, seed=s)[
+                        "final"
+                    ]
+                    for s in SEEDS
+                ]
+            )
+        )
+        for lr in FT_GRID
+    }
     rows += [["ft", lr, score, None, len(SEEDS)] for lr, score in finals.items()]
     record.metric("lr_ft", max(finals, key=lambda lr: finals[lr]), "exact")
     record.table("sweep", ["arm", "lr", "held-out accuracy", "training loss", "seeds"], rows)
-    record.note("seeds", f"few-shot seeds {SEEDS}, model seed {MODEL_SEED}: none of them is used by a reported run")
+    record.note(
+        "seeds", f"few-shot seeds {SEEDS}, model seed {MODEL_SEED}: none of them is used by a reported run"
+    )
     return record.finish()
 
 
@@ -58,4 +82,4 @@ if __name__ == "__main__":
     made.save(TUNING)
     for row in made.tables["sweep"]["rows"]:
         print(*row)
-    print({k: v for k, v in made.metrics.items()}, f"{made.provenance['seconds']:.0f} s")
+    print(made.metrics, f"{made.provenance['seconds']:.0f} s")

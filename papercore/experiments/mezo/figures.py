@@ -1,0 +1,305 @@
+"""The chapter's figures: what the few-shot runs showed. Each function reads a record alone and returns a `Drawn`.
+
+The other two files of this kind are named by what they show: figures_theory.py (the idea, rates, moments, rounding) and
+figures_cost.py (memory, storage, time). All are reached from here::
+
+    from papercore.experiments.mezo import figures
+    page.show(figures.prompt, record)
+
+What this book measured is filled, what the paper reports is hollow. One method has one colour and one marker in all figures.
+
+Glossary
+    forward passes    what a run may spend: two a step of MeZO with n = 1
+    sd                sample standard deviation over seeds, divisor S - 1
+    points            percentage points of accuracy
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from papercore.experiments.mezo.figures_cost import hours, memory, step_time, storage
+from papercore.experiments.mezo.figures_theory import LEGEND, drift, idea, moments, rates
+from papercore.experiments.mezo.language import TOPICS
+from papercore.lab.claims import reported_value
+from papercore.lab.figures import COLOURS, GREY, MARKERS, reported_style, series_style, style
+from papercore.lab.page import Drawn, require, rows
+from papercore.lab.record import Record
+
+__all__ = [
+    *("adapters", "bars", "checkpoints", "prompt", "variations"),
+    *("drift", "idea", "moments", "rates"),
+    *("hours", "memory", "step_time", "storage"),
+]
+
+CHANCE = 1.0 / TOPICS
+TABLE_5 = "Table 5 (prompt ablation, k=16, 10K fwd)"
+TABLE_6 = "Table 6 (n-SPSA, fixed 10K fwd)"
+TABLE_11 = "Table 11 (one-point, k=512)"
+TABLE_18 = "Table 18 (RoBERTa-large) k=16"
+# The method's place in the palette, the same in every figure.
+INDEX = {"full": 0, "adam_ft": 1, "lora": 2, "prefix": 3, "norms_biases": 4, "other": 5, "grey": 6}
+
+
+def prompt(record: Record) -> Drawn:
+    """Accuracy against forward passes with a prompt, without one, and without pretraining; Table 5 beside it."""
+    arms = {
+        "full": ("prompt", 0),
+        "adam": ("prompt, MeZO-Adam", 2),
+        "no_prompt": ("no prompt", 1),
+        "no_pretraining": ("prompt, no pretraining", 6),
+    }
+    require(record, "eval_at", "bayes", *(f"curve_{name}" for name in arms))
+    passes = 2 * np.asarray(record.arrays["eval_at"])
+    with style(height=3.3):
+        fig = Figure()
+        ax, side = fig.subplots(1, 2, sharey=True, width_ratios=(3.2, 1))
+        for name, (label, index) in arms.items():
+            _band(ax, passes, np.asarray(record.arrays[f"curve_{name}"]), label, index)
+        _ceiling(ax, record)
+        _spread_note(ax, len(record.arrays["curve_full"]))
+        ax.set(xlabel="forward passes", ylabel="test accuracy", ylim=(0, 1.03))
+        tasks = ("SST-2", "SNLI", "TREC")
+        paper = {row: [reported_value("mezo", TABLE_5, row, task) / 100 for task in tasks] for row in ("Prompt", "No prompt")}
+        for index, (row, values) in enumerate(paper.items()):
+            side.plot(range(len(tasks)), values, label=f"reported, {row.lower()}", **reported_style(index))
+        side.set_xticks(range(len(tasks)), tasks, rotation=40, ha="right")
+        side.set(xlim=(-0.6, 2.6), xlabel="paper, Table 5")
+        handles, labels = ax.get_legend_handles_labels()
+        more, names = side.get_legend_handles_labels()
+        fig.legend(handles + more, labels + names, ncols=3, **LEGEND)
+    seeds = len(record.arrays["curve_full"])
+    end = {name: float(np.mean(record.arrays[f"curve_{name}"], axis=0)[-1]) for name in arms}
+    half = {name: float(np.mean(record.arrays[f"curve_{name}"], axis=0)[-2]) for name in arms}
+    k = max(record.config["shots"])
+    alt = (
+        f"Test accuracy against forward passes. After {passes[-2]} of {passes[-1]} passes MeZO with a prompt is at {half['full']:.2f}, "
+        f"without one at {half['no_prompt']:.2f}, without pretraining at {half['no_pretraining']:.2f}; at the end "
+        f"{end['full']:.2f}, {end['no_prompt']:.2f} and {end['no_pretraining']:.2f}. Chance is {CHANCE:.2f}. The paper, with and without a prompt: "
+        + ", ".join(f"{task} {a:.2f} and {b:.2f}" for task, a, b in zip(tasks, *paper.values(), strict=True))
+        + "."
+    )
+    caption = (
+        f"Left: test accuracy at equal forward passes, {record.scale} scale, k = {k}, every arm with a learning rate chosen for it "
+        f"on other seeds. Lines: mean of {seeds} seeds; bands: one standard deviation. See how far the prompt's curve is ahead "
+        "of the same model without one. Right: the paper's values after 10,000 passes (RoBERTa-large, hollow)."
+    )
+    return Drawn("fig-mezo-prompt", fig, alt, caption)
+
+
+METHODS = {
+    "zero-shot": "zero-shot",
+    "in-context": "in-\ncontext",
+    "linear probe": "linear\nprobe",
+    "fine-tuning (Adam)": "Adam,\nbackprop",
+    "MeZO full": "MeZO",
+    "MeZO lora": "MeZO\nLoRA",
+    "MeZO prefix": "MeZO\nprefix",
+    "MeZO accuracy": "MeZO on\naccuracy",
+}
+
+
+def bars(record: Record) -> Drawn:
+    """Accuracy of every method at every k, with the paper's values for TREC at k = 16."""
+    table = rows(record, "few_shot")
+    shots = sorted({row["k"] for row in table})
+    found = {(row["method"], row["k"]): row for row in table}
+    methods = [name for name in METHODS if (name, shots[-1]) in found]
+    width = 0.8 / len(shots)
+    with style(height=3.3):
+        fig = Figure()
+        ax = fig.subplots()
+        for i, k in enumerate(shots):
+            at = np.arange(len(methods)) + (i - (len(shots) - 1) / 2) * width
+            means, sds = ([found[name, k][key] for name in methods] for key in ("mean", "std"))
+            # One hue, three shades: told apart without colour vision too.
+            shade = ("#d9e9f4", "#7fb8d8", COLOURS[0])[i % 3]
+            ax.bar(at, means, 0.92 * width, yerr=sds, label=f"k = {k}", color=shade, edgecolor="#333333", linewidth=0.6, error_kw={"elinewidth": 1.0})
+        at, values = _reported_bars(methods)
+        ax.plot(at, values, label="reported (TREC, k = 16)", **reported_style())
+        _ceiling(ax, record)
+        ax.set_xticks(range(len(methods)), [METHODS[name] for name in methods], fontsize=8.5)
+        ax.set(ylabel="test accuracy", ylim=(0, 1.05))
+        ax.grid(visible=False, axis="x")
+        fig.legend(ncols=4, **LEGEND)
+    last = ", ".join(f"{METHODS[name]} {found[name, shots[-1]]['mean']:.2f}".replace("\n", " ").replace("- ", "-") for name in methods)
+    alt = f"Bars of test accuracy at k = {shots[-1]}: {last}. Chance is {CHANCE:.2f}, the best possible reader reaches {record.metrics['bayes']:.2f}."
+    caption = (
+        f"Test accuracy by method and k (labelled sentences per topic), {record.scale} scale: mean of {found[methods[0], shots[-1]]['seeds']} "
+        "few-shot samples, whiskers one standard deviation. Every MeZO bar spent the same forward passes. Hollow: what the "
+        "paper reports for RoBERTa-large on a task of six classes (Table 18); compare the order of the methods, not the heights."
+    )
+    return Drawn("fig-mezo-bars", fig, alt, caption)
+
+
+def _reported_bars(methods: list[str]) -> tuple[list[int], list[float]]:
+    """Positions and values of the bars that the paper has a TREC number for at k = 16."""
+    names = {"linear probe": "LP", "fine-tuning (Adam)": "FT", "MeZO full": "MeZO", "MeZO lora": "MeZO (LoRA)", "MeZO prefix": "MeZO (prefix)"}
+    at, values = [], []
+    for i, method in enumerate(methods):
+        if method == "zero-shot":
+            at.append(i)
+            values.append(reported_value("mezo", "Table 18 (RoBERTa-large)", "Zero-shot", "TREC") / 100)
+        elif method in names:
+            at.append(i)
+            values.append(reported_value("mezo", TABLE_18, names[method], "TREC") / 100)
+    return at, values
+
+
+def adapters(record: Record) -> Drawn:
+    """Training loss of all weights, LoRA, a prefix, and norms with biases: sizes differ, speeds hardly do."""
+    names = {"full": "all weights", "lora": "LoRA", "prefix": "prefix", "norms_biases": "norms and biases"}
+    require(record, *(f"losses_{name}" for name in names), *(f"{name}_trained" for name in names))
+    with style(height=3.2):
+        fig = Figure()
+        ax = fig.subplots()
+        for name, label in names.items():
+            losses = np.array([smooth(run) for run in record.arrays[f"losses_{name}"]])
+            size = f"{label} ({record.metrics[f'{name}_trained']:,.0f})"
+            _band(ax, np.arange(1, losses.shape[1] + 1), losses, size, INDEX[name])
+        ax.axhline(0.5, color=GREY, linewidth=1.0, linestyle=":")
+        ax.annotate("level that claim C6 counts to", (0.99, 0.5), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY)
+        _spread_note(ax, len(record.arrays["losses_full"]), at=(0.99, 0.97))
+        ax.set(xlabel="MeZO step (two forward passes)", ylabel="training loss, nat", ylim=(0, None))
+        fig.legend(ncols=2, **LEGEND)
+    m, seeds = record.metrics, len(record.arrays["losses_full"])
+    steps = {name: m[f"{name}_steps_to_half_nat"] for name in names}
+    ratio = m["full_trained"] / m["prefix_trained"]
+    alt = "Training loss against steps for four choices of what is trained. Mean steps to a loss of 0.5: " + ", ".join(
+        f"{label} ({m[f'{name}_trained']:,.0f} weights) {steps[name]:.0f}" for name, label in names.items()
+    )
+    caption = (
+        f"Training loss at k = {max(record.config['shots'])}, {record.scale} scale: running mean of five steps, then the mean of {seeds} "
+        f"seeds; bands: one standard deviation. Between the most and the fewest trained weights here lies a factor of {ratio:,.0f} or "
+        "less; if the rate fell with the number of weights, so would the curves."
+    )
+    return Drawn("fig-mezo-adapters", fig, f"{alt}.", caption)
+
+
+def checkpoints(record: Record) -> Drawn:
+    """Accuracy of MeZO, in-context learning and the bare prompt, from checkpoints of pretraining."""
+    table = rows(record, "checkpoints")
+    steps = [row["pretraining steps"] for row in table]
+    with style():
+        fig = Figure()
+        ax = fig.subplots()
+        for column, index, label in (("MeZO", 0, "MeZO"), ("in-context", 5, "in-context learning"), ("zero-shot", 6, "zero-shot")):
+            values = [row[column] for row in table]
+            ax.plot(steps, values, label=label, **series_style(index, points=len(steps)))
+            if column == "MeZO":
+                sd = np.array([row["MeZO std"] for row in table])
+                ax.fill_between(steps, values - sd, values + sd, color=COLOURS[index], alpha=0.18, linewidth=0.6)
+        _ceiling(ax, record)
+        ax.set(xlabel="steps of pretraining before the task", ylabel="test accuracy", ylim=(0, 1.03))
+        fig.legend(ncols=3, **LEGEND)
+    first, last = table[0], table[-1]
+    alt = (
+        f"Accuracy against pretraining steps. MeZO goes from {first['MeZO']:.2f} without pretraining to {last['MeZO']:.2f} after "
+        f"{last['pretraining steps']:,} steps, in-context learning from {first['in-context']:.2f} to {last['in-context']:.2f}, "
+        f"zero-shot stays between {min(r['zero-shot'] for r in table):.2f} and {max(r['zero-shot'] for r in table):.2f}."
+    )
+    caption = (
+        "The same MeZO run from five checkpoints of one pretraining: mean of three few-shot samples, band one standard deviation "
+        f"({record.scale} scale, k = {max(record.config['shots'])}). What MeZO reaches is decided before it starts."
+    )
+    return Drawn("fig-mezo-checkpoints", fig, alt, caption)
+
+
+VARIATIONS = {
+    "n4": "n = 4 directions a step",
+    "n16": "n = 16 directions a step",
+    "one_point": "one-point estimate",
+    "rademacher": "random signs for Gaussian z",
+    "adam": "Adam from the log",
+    "eps_1e-4": "eps 10 times smaller",
+    "eps_1e-2": "eps 10 times larger",
+    "batch_8": "batch of 8",
+    "decayed": "linear decay of the rate",
+    "longer": "5 times the steps",
+}
+
+
+def variations(record: Record) -> Drawn:
+    """What one change does to the accuracy, in points, beside what the paper reports for the same change."""
+    require(record, "variations", "full_mean", "n4_mean")
+    table = {row["what changes"]: row for row in rows(record, "variations")}
+    m = record.metrics
+    shown = []
+    for name, label in VARIATIONS.items():
+        if name in table:
+            shown.append((label, table[name]["mean"] - table["full"]["mean"], table[name]["std"]))
+        elif f"{name}_mean" in m:
+            shown.append((label, m[f"{name}_mean"] - m["full_mean"], m[f"{name}_std"]))
+    order = [label for label, _, _ in shown]
+    with style(height=3.5):
+        fig = Figure()
+        ax = fig.subplots()
+        ax.axvline(0, color=GREY, linewidth=1.0)
+        ax.errorbar([100 * gap for _, gap, _ in shown], range(len(shown)), xerr=[100 * sd for _, _, sd in shown], fmt=MARKERS[0], color=COLOURS[0],
+                    elinewidth=1.2, capsize=2.5, label="measured, ± 1 s.d.")  # fmt: skip
+        paper = _reported_variations()
+        for label, gaps in paper.items():
+            look = reported_style() | {"markersize": 5.5, "label": "reported, one marker a task" if label == next(iter(paper)) else None}
+            ax.plot(gaps, [order.index(label) + 0.26] * len(gaps), **look)
+        ax.set_yticks(range(len(shown)), order)
+        ax.invert_yaxis()
+        ax.set(xlabel="accuracy minus that of the usual setting, points")
+        ax.grid(visible=False, axis="y")
+        fig.legend(ncols=2, **LEGEND)
+    alt = "Change in accuracy, in points, when one thing changes: " + ", ".join(f"{label} {100 * gap:+.1f}" for label, gap, _ in shown) + "."
+    caption = (
+        f"One change at a time against n = 1, eps = 0.001, all sentences in every step ({record.scale} scale, k = "
+        f"{max(record.config['shots'])}, {m['seeds']:.0f} seeds for the first five rows and {table['full']['seeds']} for the others; the same "
+        "forward passes except in the last row). Hollow: the same change in the paper. Whiskers: one standard deviation of the changed run; what lies within its whisker says nothing."
+    )
+    return Drawn("fig-mezo-variations", fig, alt, caption)
+
+
+def _reported_variations() -> dict[str, list[float]]:
+    """Differences that the paper reports, in points: label -> one value a task."""
+    out: dict[str, list[float]] = {}
+    for n in (4, 16):
+        out[VARIATIONS[f"n{n}"]] = [
+            reported_value("mezo", TABLE_6, f"n={n} constant", task) - reported_value("mezo", TABLE_6, "n=1 constant", task) for task in ("SST-2", "SNLI", "TREC")
+        ]
+    tasks = ("SST-2", "SST-5", "SNLI", "MNLI", "RTE", "TREC")
+    out[VARIATIONS["one_point"]] = [reported_value("mezo", TABLE_11, "One-point 40K", task) - reported_value("mezo", TABLE_11, "SPSA 20K steps", task) for task in tasks]
+    return out
+
+
+def smooth(losses: NDArray[np.float64], window: int = 5) -> NDArray[np.float64]:
+    """Mean of the last `window` values at each step, of fewer at the start: [T] -> [T].
+
+    >>> smooth(np.array([1.0, 3.0, 5.0]), 2).tolist()
+    [1.0, 2.0, 4.0]
+    """
+    total = np.concatenate([[0.0], np.cumsum(losses)])
+    ends = np.arange(1, len(losses) + 1)
+    starts = np.maximum(ends - window, 0)
+    return (total[ends] - total[starts]) / (ends - starts)
+
+
+def _band(ax: Any, x: NDArray[Any], runs: NDArray[Any], label: str, index: int) -> None:
+    """Mean and one standard deviation, with a label of its own: the caption says what the band is."""
+    look = series_style(index, points=len(x))
+    mean, sd = runs.mean(axis=0), runs.std(axis=0, ddof=1) if len(runs) > 1 else 0.0
+    ax.plot(x, mean, label=label, **look)
+    ax.fill_between(x, mean - sd, mean + sd, color=look["color"], alpha=0.18, linewidth=0.6)
+
+
+def _spread_note(ax: Any, seeds: int, at: tuple[float, float] = (0.99, 0.03)) -> None:
+    """What the bands are, inside the figure: a band without a meaning is decoration."""
+    text = f"bands: ± 1 s.d., {seeds} seeds"
+    ax.annotate(text, at, xycoords="axes fraction", ha="right", va="bottom" if at[1] < 0.5 else "top", fontsize=8.5, color=GREY)
+
+
+def _ceiling(ax: Any, record: Record) -> None:
+    """Thin lines at chance and at the accuracy of the best possible reader."""
+    for value, label in ((CHANCE, "chance"), (record.metrics.get("bayes"), "best possible")):
+        if value is not None:
+            ax.axhline(value, color=GREY, linewidth=1.0, linestyle=":")
+            ax.annotate(label, (0.995, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color=GREY)
