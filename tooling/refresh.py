@@ -1,4 +1,4 @@
-"""`make refresh`: the one way in which committed notebooks and quick records come to be."""
+"""`make refresh`: the one way in which committed notebooks, quick records and the README's summary come to be."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tooling.contents import SCOREBOARD, notebooks
 from tooling.execute import BOOK, execute, say, shown
 from tooling.sandbox import BUILD, ROOT, environment
 
-# In a process of its own, since papercore reads where runs are from the environment when it is imported.
+# In processes of their own, since papercore finds runs and records through its environment.
 COPY_RECORD = """
 import sys
 from papercore.experiments import configure, run_path
@@ -20,10 +20,11 @@ from papercore.lab.record import Record
 slug, target = sys.argv[1:]
 Record.load(run_path(configure(slug, "quick", "cpu"))).save(target)
 """
+UPDATE_README = "from tooling.readme import update; update()"
 
 
 def refresh_all(book: Path = BOOK, build: Path = BUILD) -> int:
-    """Execute all chapters from scratch, write their records and notebooks, then the scoreboard's."""
+    """Execute all chapters from scratch; write their records and notebooks, the README's summary and the scoreboard."""
     chapters = [path for path in notebooks(book) if path.stem != SCOREBOARD]
     shutil.rmtree(build / "runs", ignore_errors=True)  # a record that lies there would be reused
     if not _execute(chapters, book, build):
@@ -37,6 +38,10 @@ def refresh_all(book: Path = BOOK, build: Path = BUILD) -> int:
             check=True,
         )
         say(f"wrote {shown(target)}")
+    subprocess.run(
+        [sys.executable, "-c", UPDATE_README], cwd=ROOT, env=environment(build, gpu=False), check=True
+    )
+    say("wrote the scoreboard's summary in README.md")
     board = [path for path in notebooks(book) if path.stem == SCOREBOARD]
     if board and not _execute(board, book, build):
         return 1

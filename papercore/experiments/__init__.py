@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -126,8 +127,10 @@ def execute(config: Config, *, force: bool = False, out: str | Path | None = Non
     if earlier:
         # Parts that an interrupted run had finished count: the record says what the whole took, and that it came in slices.
         record.provenance |= {"seconds": round(record.provenance["seconds"] + earlier, 1), "resumed": True}
-    record.save(path)
-    stages.clear()
+    # Under torchrun every process measures the same numbers; one of them writes.
+    if int(os.environ.get("RANK", "0")) == 0:
+        record.save(path)
+        stages.clear()
     return record
 
 

@@ -57,8 +57,8 @@ class Claim:
 
     Fields:
         id: `<slug>/<number>`; text: the claim in our words; where: its place in the paper; reported: the paper's value as text.
-        metric: the metric that tests it; shows: how the measured value is written, a format string over metrics.
-        scales: the sizes at which the test is honest; rule, why, expected: one value, or one by scale.
+        metric: the metric that tests it; shows: how the measured value is written, a format string over metrics; both by scale.
+        scales: the sizes at which the test is honest; rule, why, expected, metric, shows: one value, or one by scale.
         figure: name of the figure that shows it; confidence: how sure the reported value is.
     """
 
@@ -66,8 +66,8 @@ class Claim:
     text: str
     where: str
     reported: str
-    metric: str | None
-    shows: str | None
+    metric: dict[str, str]
+    shows: dict[str, str]
     scales: tuple[str, ...]
     rule: dict[str, str]
     why: dict[str, str]
@@ -81,7 +81,7 @@ class Claim:
 
     def parsed_rule(self, scale: str) -> Rule:
         """The rule of this scale, read through the whitelist."""
-        return Rule(self.rule[scale], self.metric)
+        return Rule(self.rule[scale], self.metric.get(scale))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,10 +191,11 @@ def judge(claim: Claim, scale: str, record: Record | None, *, fresh: bool | None
         metrics = {identifier(k): v for k, v in record.metrics.items()}
         rule = claim.parsed_rule(scale)
         missing = [name for name in rule.names if name not in metrics]
-        if claim.metric and identifier(claim.metric) in metrics:
-            value = metrics[identifier(claim.metric)]
+        name = identifier(claim.metric.get(scale, ""))
+        if name in metrics:
+            value = metrics[name]
             measured = value if math.isfinite(value) else None
-        shown = _shown(claim, metrics, measured)
+        shown = _shown(claim.shows.get(scale), metrics, measured)
         if not (record.fresh if fresh is None else fresh):
             verdict = "stale"
         elif missing:
@@ -234,9 +235,9 @@ def _check_shows(where: str, template: str) -> None:
         raise ValueError(f"{where}: shows {template!r} is not a template over metrics: {error}.") from error
 
 
-def _shown(claim: Claim, metrics: dict[str, float], measured: float | None) -> str:
-    if claim.shows:
-        return _Metrics().vformat(claim.shows, (), metrics)
+def _shown(template: str | None, metrics: dict[str, float], measured: float | None) -> str:
+    if template:
+        return _Metrics().vformat(template, (), metrics)
     return "" if measured is None else f"{measured:.4g}"
 
 
@@ -277,18 +278,18 @@ def _claim(slug: str, entry: Any) -> Claim:
             f"claims/{slug}.yml, {name}: scales {list(scales)}, expected some of {list(SCALES)}."
         )
     by_scale = {
-        field: _by_scale(slug, name, field, entry.get(field), scales) for field in ("rule", "why", "expected")
+        field: _by_scale(slug, name, field, entry.get(field), scales) for field in ("rule", "why", "expected", "metric", "shows")
     }
     claim = Claim(
-        name, " ".join(str(entry["text"]).split()), str(entry["where"]), str(entry["reported"]), entry.get("metric"), entry.get("shows"), scales,
+        name, " ".join(str(entry["text"]).split()), str(entry["where"]), str(entry["reported"]), by_scale["metric"], by_scale["shows"], scales,
         by_scale["rule"], by_scale["why"], by_scale["expected"], entry.get("figure"), entry.get("confidence", "paper"),
     )  # fmt: skip
     if claim.confidence not in CONFIDENCE:
         raise ValueError(
             f"claims/{slug}.yml, {name}: confidence {claim.confidence!r}, expected one of {', '.join(CONFIDENCE)}."
         )
-    if claim.shows:
-        _check_shows(f"claims/{slug}.yml, {name}", claim.shows)
+    for template in claim.shows.values():
+        _check_shows(f"claims/{slug}.yml, {name}", template)
     for scale in scales:
         if scale not in claim.rule:
             raise ValueError(f"claims/{slug}.yml, {name}: no rule for scale {scale}.")

@@ -89,13 +89,15 @@ def show(draw: Callable[[Record], Drawn], record: Record) -> None:
         drawn.show()
 
 
-def tell(record: Record, text: str, **more: Any) -> None:
-    """Show Markdown whose braces are filled with the record's metrics and `more`; lines may be indented as code is.
+def tell(record: Record, text: str, *, values: Callable[[Record], Mapping[str, Any]] | None = None, **more: Any) -> None:
+    """Show Markdown whose braces are filled with the record's metrics, with `values(record)` and with `more`.
 
-    A metric's name is written as an identifier: `{eps_1e_4_minus_full:+.3f}`.
+    A metric's name is written as an identifier: `{eps_1e_4_minus_full:+.3f}`. Lines may be indented as code is. Where the
+    record lacks a number, a sentence says so.
     """
     try:
-        _markdown(filled(record, text, **more))
+        worked_out = values(record) if values is not None else {}
+        _markdown(filled(record, text, **worked_out, **more))
     except NotMeasured as reason:
         _markdown(f"*No numbers here: {reason}.*")
 
@@ -145,17 +147,6 @@ def table(columns: Sequence[str], body: Iterable[Sequence[Any]], formats: Mappin
     return "\n".join(f"| {' | '.join(row)} |" for row in text)
 
 
-def show_table(record: Record, name: str, *, formats: Mapping[str, str] | None = None, caption: str = "") -> None:
-    """Show a table of the record, its caption above it; where the record lacks it, say so in a sentence."""
-    try:
-        require(record, name)
-    except NotMeasured as reason:
-        _markdown(f"*No table here: {reason}.*")
-        return
-    stored = record.tables[name]
-    show_markdown(table(stored["columns"], stored["rows"], formats), caption=caption)
-
-
 def show_tables(record: Record) -> None:
     """Show every table of the record and its notes: what a page has of a scale that has no figures of its own."""
     parts = []
@@ -168,6 +159,14 @@ def show_tables(record: Record) -> None:
 def show_markdown(text: str, *, caption: str = "") -> None:
     """Show Markdown, a bold caption above it if one is given."""
     _markdown(f"**{caption}**\n\n{text}" if caption else text)
+
+
+def show_made(make: Callable[[Record], str], record: Record, *, caption: str = "") -> None:
+    """Show Markdown that `make` writes from the record; where the record lacks its numbers, say so in a sentence."""
+    try:
+        show_markdown(make(record), caption=caption)
+    except NotMeasured as reason:
+        _markdown(f"*No table here: {reason}.*")
 
 
 def judged(record: Record) -> list[Row]:

@@ -150,7 +150,7 @@ def test_prefix_starts_as_if_its_tokens_stood_before_the_text(kind: str) -> None
 def test_prefix_trains_and_leaves_the_base_alone() -> None:
     base, ids = tiny(), tokens()
     model = prefix(copy.deepcopy(base)).eval()
-    first = float(language_loss(model, ids))
+    first = float(language_loss(model, ids).detach())
     optimizer = MeZO(model.named_parameters(), 0.3, default_eps(model), n=4)
     for _ in range(60):
         optimizer.step(lambda: language_loss(model, ids))

@@ -1,6 +1,6 @@
 """The chapter's figures: what the few-shot runs showed. Each function reads a record alone and returns a `Drawn`.
 
-The other two files of this kind are named by what they show: figures_theory.py (the idea, rates, moments, rounding) and
+The other two files of this kind are named by what they show: figures_theory.py (the idea, rates, moments) and
 figures_cost.py (memory, storage, time). All are reached from here::
 
     from papercore.experiments.mezo import figures
@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from papercore.experiments.mezo.figures_cost import hours, memory, step_time, storage
-from papercore.experiments.mezo.figures_theory import LEGEND, drift, idea, moments, rates
+from papercore.experiments.mezo.figures_theory import LEGEND, idea, moments, rates
 from papercore.experiments.mezo.language import TOPICS
 from papercore.lab.claims import reported_value
 from papercore.lab.figures import COLOURS, GREY, MARKERS, reported_style, series_style, style
@@ -32,7 +32,7 @@ from papercore.lab.record import Record
 
 __all__ = [
     *("adapters", "bars", "checkpoints", "prompt", "variations"),
-    *("drift", "idea", "moments", "rates"),
+    *("idea", "moments", "rates"),
     *("hours", "memory", "step_time", "storage"),
 ]
 

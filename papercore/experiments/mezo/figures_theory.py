@@ -1,4 +1,4 @@
-"""Figures of the idea and of the theory: the step as a picture, rates against dimension, second moments, rounding.
+"""Figures of the idea and of the theory: the step as a picture, rates against dimension, second moments.
 
 Glossary
     d, r, n    number of weights; effective rank of the Hessian; directions a step
@@ -15,9 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from numpy.typing import NDArray
 
-from papercore.experiments.mezo.theory import DRIFT_COLUMNS
 from papercore.lab.figures import COLOURS, GREY, MARKERS, series_style, style
-from papercore.lab.page import Drawn, require, rows, table
+from papercore.lab.page import Drawn, require, rows
 from papercore.lab.record import Record
 from papercore.mezo import memory_model
 
@@ -182,10 +181,3 @@ def moments(record: Record) -> Drawn:
         "Whiskers: two standard errors; grey: the closed form's value. Every whisker should touch the line, or nearly."
     )
     return Drawn("fig-mezo-moments", fig, alt, caption)
-
-
-def drift(record: Record) -> str:
-    """A Markdown table of the rounding experiment: how far each way of stepping ends from exact arithmetic."""
-    found = rows(record, "drift")
-    heads = ["weights", "official order", "updates alone", "fused, this book", "exact mode", "replay against run"]
-    return table(heads, [[row[name] for name in DRIFT_COLUMNS] for row in found], dict.fromkeys(heads[1:5], ".2f") | {heads[5]: "g"})
