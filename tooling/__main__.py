@@ -48,7 +48,7 @@ def bench() -> int:
     command = [
         *check.PYTEST,
         "-o",
-        "norecursedirs=",
+        "norecursedirs=.* _build runs",
         "-s",
         f"--benchmark-json={results}",
         str(ROOT / "tests" / "benchmarks"),

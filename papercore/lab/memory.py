@@ -3,6 +3,7 @@ the caching allocator. Unlike resident memory, this does not depend on what ran 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ def peak_allocated(run: Callable[[], Any], device: torch.device | str = "cpu") -
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    # The profiler's C++ part prints two lines at every start and stop unless told otherwise.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:

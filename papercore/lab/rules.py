@@ -80,8 +80,9 @@ class Rule:
     def names(self) -> list[str]:
         """The metrics that the rule reads, as identifiers, in order of appearance."""
         called = {id(n.func) for n in ast.walk(self.tree) if isinstance(n, ast.Call)}
-        found = [n.id for n in ast.walk(self.tree) if isinstance(n, ast.Name) and id(n) not in called]
-        return list(dict.fromkeys(found))
+        found = [n for n in ast.walk(self.tree) if isinstance(n, ast.Name) and id(n) not in called]
+        found.sort(key=lambda n: (n.lineno, n.col_offset))  # a walk goes level by level
+        return list(dict.fromkeys(n.id for n in found))
 
     def __call__(self, metrics: Mapping[str, float]) -> bool:
         """True when the rule holds; False when it does not, or when a NaN leaves it open. KeyError names a metric that is missing."""

@@ -30,23 +30,29 @@ def source_hash(slug: str, scale: str) -> str:
     """Sixteen hex digits over the code that `papercore.experiments.<slug>` runs at `scale`.
 
     The entry is the module `<scale>.py` of the experiment when there is one, else the whole package. Settings are left out:
-    a record names their values, and their digest is compared apart. A `tuning.json` of the experiment counts as source.
+    a record names their values, and their digest is compared apart. A `tuning.json` of the experiment counts as source, and so
+    do the paper's own numbers where the experiment reckons with them.
     """
     return _source_hash(slug, scale, _stamp())
 
 
 def _stamp() -> float:
     """The newest modification time in the package: the cached hash is good until a file changes."""
-    return max(path.stat().st_mtime for pattern in ("*.py", "tuning.json") for path in PACKAGE.rglob(pattern))
+    return max(path.stat().st_mtime for pattern in ("*.py", "tuning.json", "*.csv") for path in PACKAGE.rglob(pattern))
 
 
 @lru_cache(maxsize=256)
 def _source_hash(slug: str, scale: str, stamp: float) -> str:
     digest = hashlib.sha256()
+    asked: set[str] = set()
     for module in reached_modules(slug, scale):
         path = _file_of(module)
         assert path is not None
         digest.update(f"{module}\n{_tree_text(path)}\n".encode())
+        asked.update(_imports(module, path))
+    reported = PACKAGE / "claims" / f"{slug}.csv"
+    if "papercore.lab.claims" in asked and reported.is_file():
+        digest.update(reported.read_text(encoding="utf-8").encode())
     tuning = PACKAGE / "experiments" / slug / "tuning.json"
     if scale == "quick" and tuning.is_file():
         # What the sweep chose counts, not the seconds that it took.

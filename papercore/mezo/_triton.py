@@ -18,6 +18,7 @@ Glossary
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import torch
@@ -210,6 +211,22 @@ def _sum_kernel(
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, on CPU tensors too (TRITON_INTERPRET=1 at import)."""
     return not isinstance(_sum_kernel, triton.runtime.JITFunction)
+
+
+@functools.cache
+def works() -> bool:
+    """Whether a kernel can be compiled and launched here: some versions of Triton want a C compiler for that."""
+    if not torch.cuda.is_available():
+        return False
+    probe = torch.zeros(4, device="cuda")
+    try:
+        run([(probe, probe, 0)], [(0, 1.0)], 1.0, "rademacher")
+    except Exception as error:  # whatever a toolchain raises
+        warnings.warn(
+            f"Triton is installed but cannot run ({error}): noise on CUDA is made by torch", stacklevel=2
+        )
+        return False
+    return True
 
 
 TRITON_DTYPES = {

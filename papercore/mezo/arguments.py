@@ -10,11 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NO_SPHERE = (
-    "; the sphere's norm would take another pass over the noise: 'rademacher' has the same length |z| = sqrt(d) and the same "
-    "variance factor"
-)
-
 
 def check_choice(name: str, value: object, allowed: Sequence[str], why: str = "") -> None:
     """Raises ValueError unless `value` is one of the allowed strings."""
@@ -23,7 +18,12 @@ def check_choice(name: str, value: object, allowed: Sequence[str], why: str = ""
 
 
 def check_number(
-    name: str, value: object, *, least: float | None = None, above: float | None = None, below: float | None = None
+    name: str,
+    value: object,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
 ) -> float:
     """`value` as a finite float, at least `least`, greater than `above`, less than `below`."""
     if isinstance(value, (bool, str)) or value is None:
@@ -44,7 +44,9 @@ def check_number(
         and (below is None or number < below)
     )
     if not inside:
-        raise ValueError(f"{name}={number:g} must be finite and {' and '.join(filter(None, bounds)) or 'a number'}")
+        raise ValueError(
+            f"{name}={number:g} must be finite and {' and '.join(filter(None, bounds)) or 'a number'}"
+        )
     return number
 
 
@@ -74,7 +76,9 @@ def check_betas(betas: object) -> tuple[float, float] | None:
 def unique_parameters(params: Iterable[Any]) -> list[Any]:
     """Parameters, (name, parameter) pairs or groups, each parameter once within a group."""
     if isinstance(params, Tensor):
-        raise TypeError("params must be a list of parameters, (name, parameter) pairs or groups, got a single tensor")
+        raise TypeError(
+            "params must be a list of parameters, (name, parameter) pairs or groups, got a single tensor"
+        )
     items = list(params)
     if not items:
         raise ValueError("params is empty: there is no parameter to train")
@@ -95,6 +99,18 @@ def _once(members: Iterable[Any]) -> list[Any]:
     return list(seen.values())
 
 
+def entries_of(
+    groups: Sequence[dict[str, Any]], decays: Callable[[str, Tensor], bool]
+) -> list[tuple[str, Tensor, int, bool]]:
+    """(name, parameter, group, does it decay) of every parameter of an optimizer's groups, in order."""
+    entries = []
+    for index, group in enumerate(groups):
+        names = group.get("param_names") or [""] * len(group["params"])
+        for name, parameter in zip(names, group["params"], strict=True):
+            entries.append((name, parameter, index, decays(name, parameter)))
+    return entries
+
+
 def decays_by_name(decay_filter: Callable[[str, Tensor], bool] | str | None) -> Callable[[str, Tensor], bool]:
     """The function (name, parameter) -> does it decay that a `decay_filter` argument stands for."""
     if decay_filter is None:
@@ -103,7 +119,9 @@ def decays_by_name(decay_filter: Callable[[str, Tensor], bool] | str | None) -> 
         return _no_bias_norm
     if callable(decay_filter):
         return decay_filter
-    raise ValueError(f"decay_filter={decay_filter!r} is not None, 'no_bias_norm' or a function of (name, parameter)")
+    raise ValueError(
+        f"decay_filter={decay_filter!r} is not None, 'no_bias_norm' or a function of (name, parameter)"
+    )
 
 
 def _no_bias_norm(name: str, parameter: Tensor) -> bool:
@@ -123,8 +141,13 @@ def scalar_of(value: object) -> Tensor | float:
             )
         if value.is_complex():
             raise TypeError(f"closure must return a real loss, got a tensor of dtype {value.dtype}")
-        # On an accelerator the value is read later, together with the others; the closure may reuse its memory until then.
-        return float(value.detach()) if value.device.type == "cpu" else value.detach().to(torch.float64, copy=True)
+        # On an accelerator the value is read later, together with the others; the closure may reuse its
+        # memory until then.
+        return (
+            float(value.detach())
+            if value.device.type == "cpu"
+            else value.detach().to(torch.float64, copy=True)
+        )
     try:
         if isinstance(value, (str, bytes)):
             raise TypeError

@@ -1,15 +1,15 @@
 """Data-parallel MeZO: the ranks exchange one scalar a draw, whatever the size of the model.
 
-All ranks hold the same weights and draw the same noise, so the scalar decides the whole update. Two ways to share the work:
+All ranks hold the same weights and draw the same noise, so the scalar decides the whole update. Two ways to
+share the work:
 
     batch        every rank evaluates the same directions on its own share of the batch; the mean of the slopes over ranks
                  is the slope of the joined batch if the shares are equal and the loss is a mean
     directions   every rank evaluates n directions of its own on the same batch; all slopes go to all ranks (n-SPSA with W n draws)
 
-The scalars are gathered and summed in the order of the ranks, so that every rank computes with the same bits; a reduction's
-order is up to the library, and a last bit of difference would let the replicas drift apart. Bytes sent by a rank in a step:
-8 a draw (float64).
-"""
+The scalars are gathered and summed in the order of the ranks, so that every rank computes with the same bits;
+a reduction's order is up to the library, and a last bit of difference would let the replicas drift apart.
+Bytes sent by a rank in a step: 8 a draw (float64)."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ _CHECKED_ELEMENTS = 4096  # of each tensor, in the regular comparison
 class Ranks:
     """The other processes of a group, as far as MeZO has to do with them.
 
-    Raises ValueError if torch.distributed is not initialised, this process is not in the group, or the ranks start from
-    different weights.
-    """
+    Raises ValueError if torch.distributed is not initialised, this process is not in the group, or the ranks
+    start from different weights."""
 
     def __init__(self, group: Any, weights: Weights) -> None:
         if not (dist.is_available() and dist.is_initialized()):
@@ -50,7 +49,6 @@ class Ranks:
         backend = dist.get_backend(group)
         self.device = weights.tensors[0].device if backend == "nccl" else torch.device("cpu")
         self.bytes_sent = 0
-        self._weights = weights
         layout = repr([(row.shape, row.dtype, row.group, row.decays, row.trained) for row in weights.table])
         digest = int.from_bytes(hashlib.sha256(layout.encode()).digest()[:7], "big")
         self._same("the shapes, dtypes or order of the parameters", digest, ValueError)
@@ -78,7 +76,8 @@ class Ranks:
         first = words[0][0] | (words[0][1] << 32)
         if first != seed:
             warnings.warn(
-                f"rank {self.rank} was given seed {seed} and rank 0 seed {first}: all ranks use rank 0's", stacklevel=4
+                f"rank {self.rank} was given seed {seed} and rank 0 seed {first}: all ranks use rank 0's",
+                stacklevel=4,
             )
         return first
 
@@ -89,9 +88,9 @@ class Ranks:
             return [value for part in parts for value in part]
         return [sum(values) / self.size for values in zip(*parts, strict=True)]
 
-    def check_same_weights(self, step: int) -> None:
+    def check_same_weights(self, weights: Weights, step: int) -> None:
         """Compares a checksum of the leading elements of every tensor. RuntimeError if replicas have drifted apart."""
-        value = self._weights.checksum(limit=_CHECKED_ELEMENTS) >> 1
+        value = weights.checksum(limit=_CHECKED_ELEMENTS) >> 1
         values = [part[0] for part in self._gather([value], torch.int64)]
         if any(other != values[0] for other in values):
             raise RuntimeError(

@@ -1,6 +1,7 @@
 """Zeroth-order estimates of a gradient, written out as tensors: for tests, figures and small models.
 
-MeZO never forms these; here they are explicit, at the cost of a copy of the weights and one more for the estimate.
+MeZO never forms these; here they are explicit, at the cost of a copy of the weights and one more for the
+estimate.
 
 Glossary
     z, eps, n         direction, perturbation, draws, as in optimizer.py
@@ -58,17 +59,24 @@ class _Probe:
         """L at centre + coefficient * z, then back to the centre. FloatingPointError if it is not finite."""
         try:
             self.weights.add(
-                lambda b: (1.0, [(seed, coefficients[b.group])]), dist=self.dist, backend="auto", source=self.centre
+                lambda b: (1.0, [(seed, coefficients[b.group])]),
+                dist=self.dist,
+                backend="auto",
+                source=self.centre,
             )
             value = float(scalar_of(self.f()))
         finally:
             self.weights.copy_from(self.centre)
         if not math.isfinite(value):
-            raise FloatingPointError(f"f returned {value} at theta + eps z; the parameters were restored. Lower eps.")
+            raise FloatingPointError(
+                f"f returned {value} at theta + eps z; the parameters were restored. Lower eps."
+            )
         return value
 
     def zeros(self) -> list[Tensor]:
-        return [torch.zeros_like(p, dtype=_wide(p), memory_format=torch.contiguous_format) for p in self.params]
+        return [
+            torch.zeros_like(p, dtype=_wide(p), memory_format=torch.contiguous_format) for p in self.params
+        ]
 
     def add(self, estimate: list[Tensor], seed: int, coefficients: Sequence[float]) -> None:
         for tensor, start, coefficient in zip(estimate, self.weights.starts, coefficients, strict=True):
@@ -97,15 +105,15 @@ def spsa_grad(
 ) -> list[Tensor]:
     """n-SPSA (definition 1; algorithm 2): the mean over n draws of slope * z, a tensor for every parameter.
 
-    f: () -> scalar, reads `params` where they stand, evaluated 2n times without gradients. params: tensors, changed
-    during the call and put back to the same bits. seed, step: the draws are those of step `step` of MeZO(seed=seed).
-    dist: "gaussian", "rademacher", or "sphere" (uniform on the sphere of radius sqrt(d), as in the theory).
-    scales: a number c > 0 for each parameter tensor; the loss is then taken at theta +- eps z / c and the slope multiplies
-    c z (modified="variance", definition 6: same expectation, other variance) or z (modified="expectation", definition 7:
-    the expectation becomes gradient / c).
+    f: () -> scalar, reads `params` where they stand, evaluated 2n times without gradients. params: tensors,
+    changed during the call and put back to the same bits. seed, step: the draws are those of step `step` of
+    MeZO(seed=seed). dist: "gaussian", "rademacher", or "sphere" (uniform on the sphere of radius sqrt(d), as
+    in the theory). scales: a number c > 0 for each parameter tensor; the loss is then taken at theta +- eps z
+    / c and the slope multiplies c z (modified="variance", definition 6: same expectation, other variance) or
+    z (modified="expectation", definition 7: the expectation becomes gradient / c).
 
-    Returns tensors of the parameters' shapes and dtypes. Memory: two copies of the weights. Raises ValueError or TypeError
-    for arguments, FloatingPointError if a loss is NaN or infinite.
+    Returns tensors of the parameters' shapes and dtypes. Memory: two copies of the weights. Raises ValueError
+    or TypeError for arguments, FloatingPointError if a loss is NaN or infinite.
 
     >>> weight = torch.tensor([3.0, -1.0])
     >>> (estimate,) = spsa_grad(lambda: (weight**2).sum() / 2, [weight], 1e-3, n=4000, dist="rademacher")
@@ -118,7 +126,9 @@ def spsa_grad(
     inner = [1.0] * len(probe.params)
     if scales is not None:
         if len(scales) != len(inner):
-            raise ValueError(f"scales has {len(scales)} numbers for {len(inner)} parameters: give one for each")
+            raise ValueError(
+                f"scales has {len(scales)} numbers for {len(inner)} parameters: give one for each"
+            )
         inner = [1.0 / check_number("scales", c, above=0.0) for c in scales]
     outer = [1.0] * len(inner) if modified == "expectation" else [1.0 / c for c in inner]
     estimate = probe.zeros()
@@ -143,10 +153,12 @@ def one_point_grad(
     seed: int = 0,
     step: int = 0,
 ) -> tuple[list[Tensor], float]:
-    """One-point residual feedback (definition 8): [L(theta_t + eps z_t) - L(theta_(t-1) + eps z_(t-1))] / eps * z_t.
+    """One-point residual feedback (definition 8): [L(theta_t + eps z_t) - L(theta_(t-1) + eps z_(t-1))] / eps
+    * z_t.
 
-    One evaluation a step. previous: the loss that the call of the step before returned, None at the first step, whose
-    estimate is zero. Returns (estimate, loss to hand to the next call). The printed formula omits the factor z_t.
+    One evaluation a step. previous: the loss that the call of the step before returned, None at the first
+    step, whose estimate is zero. Returns (estimate, loss to hand to the next call). The printed formula omits
+    the factor z_t.
 
     >>> weight = torch.ones(3)
     >>> value = None
@@ -173,8 +185,8 @@ def gradient_norms(
 ) -> list[float]:
     """Norm of each parameter tensor's gradient from losses alone (proposition 1): 2n evaluations a tensor.
 
-    Root of the mean of slope^2 with z in one tensor at a time, since E <v, z>^2 = |v|^2. At n = 1 this is |slope|, whose
-    mean is sqrt(2/pi) = 0.80 of the norm for Gaussian z.
+    Root of the mean of slope^2 with z in one tensor at a time, since E <v, z>^2 = |v|^2. At n = 1 this is
+    |slope|, whose mean is sqrt(2/pi) = 0.80 of the norm for Gaussian z.
 
     >>> weight = torch.tensor([3.0, -4.0])
     >>> 4.5 < gradient_norms(lambda: (weight**2).sum() / 2, [weight], 1e-2, n=2000)[0] < 5.5
@@ -206,14 +218,20 @@ class EffectiveRank:
 
 
 def effective_rank(
-    f: Callable[[], Tensor], params: Iterable[Tensor], *, probes: int = 32, iterations: int = 30, seed: int = 0
+    f: Callable[[], Tensor],
+    params: Iterable[Tensor],
+    *,
+    probes: int = 32,
+    iterations: int = 30,
+    seed: int = 0,
 ) -> EffectiveRank:
-    """Effective rank of the Hessian of f at the parameters (assumption 1): the number that MeZO's rate depends on.
+    """Effective rank of the Hessian of f at the parameters (assumption 1): the number that MeZO's rate
+    depends on.
 
-    tr(H) by Hutchinson's estimate over Rademacher probes, ||H||_op = largest |eigenvalue| by Lanczos with full
-    re-orthogonalisation. f: () -> scalar tensor with a graph, twice differentiable. Cost: probes + iterations products
-    with the Hessian; memory: `iterations` vectors of the size of the weights. For a Hessian with negative eigenvalues
-    the ratio understates the number of directions that matter.
+    tr(H) by Hutchinson's estimate over Rademacher probes, ||H||_op = largest |eigenvalue| by Lanczos with
+    full re-orthogonalisation. f: () -> scalar tensor with a graph, twice differentiable. Cost: probes +
+    iterations products with the Hessian; memory: `iterations` vectors of the size of the weights. For a
+    Hessian with negative eigenvalues the ratio understates the number of directions that matter.
 
     Raises ValueError if no parameter requires a gradient or the Hessian is zero.
 
@@ -231,7 +249,10 @@ def effective_rank(
         gradients = torch.autograd.grad(f(), chosen, create_graph=True, allow_unused=True)
         # A parameter that f uses linearly or not at all has no second derivative.
         flat = torch.cat(
-            [(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in zip(gradients, chosen, strict=True)]
+            [
+                (torch.zeros_like(p) if g is None else g).reshape(-1)
+                for g, p in zip(gradients, chosen, strict=True)
+            ]
         )
     if not flat.requires_grad:
         raise ValueError("the Hessian of f is zero: f is linear in the parameters")
@@ -243,11 +264,17 @@ def effective_rank(
 
     def probe(number: int, dist: str) -> Tensor:
         return noise(
-            draw_seed(check_seed(seed), number), 0, flat.numel(), dist=dist, device=flat.device, dtype=flat.dtype
+            draw_seed(check_seed(seed), number),
+            0,
+            flat.numel(),
+            dist=dist,
+            device=flat.device,
+            dtype=flat.dtype,
         )
 
     samples = torch.tensor(
-        [float(z @ times_hessian(z)) for z in (probe(i, "rademacher") for i in range(probes))], dtype=torch.float64
+        [float(z @ times_hessian(z)) for z in (probe(i, "rademacher") for i in range(probes))],
+        dtype=torch.float64,
     )
     top = _largest_eigenvalue(times_hessian, probe(probes, "gaussian"), min(iterations, flat.numel()))
     if top == 0:

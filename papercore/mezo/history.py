@@ -1,4 +1,5 @@
-"""Momentum and Adam without stored moments: both are recomputed from the log (section 2.1 and appendix B.2 of the paper).
+"""Momentum and Adam without stored moments: both are recomputed from the log (section 2.1 and appendix B.2 of
+the paper).
 
 Glossary
     g_i        estimate of step i, (1/n) sum_j pg_ij z(s_ij)                                         [d], never stored
@@ -6,10 +7,10 @@ Glossary
     beta1, 2   Adam's decay rates; m_t and v_t as in torch.optim.Adam, bias correction included
     window K   how many updates back the history reaches: the first K with mu^K (beta^K) below a tolerance
 
-Every direction is a sum of coefficients times noise, so momentum needs no moments: one pass over theta with K n terms.
-Adam divides by sqrt(v): the noise of the window is made again chunk by chunk, and m and v live for one chunk.
-With Rademacher noise and one draw, z^2 = 1 makes v a single number for all weights, and Adam is one pass too.
-"""
+Every direction is a sum of coefficients times noise, so momentum needs no moments: one pass over theta with K
+n terms. Adam divides by sqrt(v): the noise of the window is made again chunk by chunk, and m and v live for
+one chunk. With Rademacher noise and one draw, z^2 = 1 makes v a single number for all weights, and Adam is
+one pass too."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ from papercore.mezo.noise import add_noise_
 from papercore.mezo.seeds import draw_seed
 from papercore.mezo.weights import Terms
 
-# Weight of what a window leaves out, relative to the whole. The first moment keeps single precision; the second, which decays
-# slowly and enters through a square root, costs 6,905 updates at 0.999 already.
+# Weight of what a window leaves out, relative to the whole. The first moment keeps single precision; the
+# second, which decays slowly and enters through a square root, costs 6,905 updates at 0.999 already.
 FIRST_MOMENT_TOLERANCE = 1e-6
 SECOND_MOMENT_TOLERANCE = 1e-3
 
@@ -121,11 +122,11 @@ def scalar_adam_terms(log: ZOLog, step: int, group: int, second: ScalarSecondMom
 
 
 def adam_direction(log: ZOLog, step: int, group: int, like: Tensor, start: int, backend: str) -> Tensor:
-    """-lr m_hat / (sqrt(v_hat) + eps) for one chunk of weights, by torch.optim.Adam's recursion from the window's noise.
+    """-lr m_hat / (sqrt(v_hat) + eps) for one chunk of weights, by torch.optim.Adam's recursion from the
+    window's noise.
 
-    like: float32 or float64 [m], for size, dtype and device; start: index of its first element. Returns a tensor like it.
-    Cost: K n passes of noise; memory: three chunks.
-    """
+    like: float32 or float64 [m], for size, dtype and device; start: index of its first element. Returns a
+    tensor like it. Cost: K n passes of noise; memory: three chunks."""
     rule, lr = log.rule, log.settings(step).groups[group].lr
     assert rule.betas is not None
     beta1, beta2 = rule.betas

@@ -1,8 +1,8 @@
 """LoRA and prefix tuning through peft, with the paper's settings (section 3; appendices D and E.5; table 17).
 
-MeZO trains whatever requires a gradient, so an adapter needs nothing but its usual wrapper; what matters is the start. A prefix
-starts from the keys and values of real tokens (appendix E.5), which the paper finds crucial for stability, and the size of the
-perturbation differs by adapter (appendix D): `default_eps`.
+MeZO trains whatever requires a gradient, so an adapter needs nothing but its usual wrapper; what matters is
+the start. A prefix starts from the keys and values of real tokens (appendix E.5), which the paper finds
+crucial for stability, and the size of the perturbation differs by adapter (appendix D): `default_eps`.
 
 peft is imported when a function is called. Install it with the extra `hf`.
 
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from papercore.mezo.arguments import check_choice, check_number, check_positive_integer
 
-# Perturbation by what is trained, from the paper's grids for OPT. For LoRA on RoBERTa-large the paper used 1e-3.
+# Perturbation by what is trained, from the paper's grids for OPT. For LoRA on RoBERTa-large the paper used
+# 1e-3.
 DEFAULT_EPS = {"full": 1e-3, "lora": 1e-2, "prefix": 1e-1}
 
 
@@ -45,13 +46,18 @@ def _own_random_state(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 def lora(
-    model: nn.Module, r: int = 8, alpha: float = 16, targets: Sequence[str] | str | None = None, *, seed: int = 0
+    model: nn.Module,
+    r: int = 8,
+    alpha: float = 16,
+    targets: Sequence[str] | str | None = None,
+    *,
+    seed: int = 0,
 ) -> Any:
     """Wraps `model` with LoRA of rank r on the named linear layers, no dropout; everything else is frozen.
 
-    targets: names or last parts of names; None takes peft's table for known model types (query and value projections for
-    OPT, RoBERTa and LLaMA, as in the paper). B starts at zero, so the wrapped model computes what the base does; A is drawn
-    from `seed`, without moving the global generators. Returns the PeftModel.
+    targets: names or last parts of names; None takes peft's table for known model types (query and value
+    projections for OPT, RoBERTa and LLaMA, as in the paper). B starts at zero, so the wrapped model computes
+    what the base does; A is drawn from `seed`, without moving the global generators. Returns the PeftModel.
 
     Raises ImportError without peft, ValueError if nothing is targeted.
 
@@ -85,24 +91,31 @@ def lora(
 def prefix(model: nn.Module, tokens: int = 5, init: str = "activation", *, seed: int = 0) -> Any:
     """Wraps a causal language model of transformers with a trained prefix of keys and values in every layer.
 
-    init: "activation" runs `tokens` random vocabulary tokens through the model and starts from their keys and values
-    (appendix E.5 of the paper); "random" leaves peft's normal draws. Both use `seed` and leave the global generators as
-    they were. No re-parameterisation. Returns the PeftModel, whose only trained weight is [tokens, layers * 2 * width].
+    init: "activation" runs `tokens` random vocabulary tokens through the model and starts from their keys and
+    values (appendix E.5 of the paper); "random" leaves peft's normal draws. Both use `seed` and leave the
+    global generators as they were. No re-parameterisation. Returns the PeftModel, whose only trained weight
+    is [tokens, layers * 2 * width].
 
-    Raises ImportError without peft, ValueError for a model that is no causal language model with a key-value cache.
-    """
+    Raises ImportError without peft, ValueError for a model that is no causal language model with a key-value
+    cache."""
     peft = _peft()
     tokens = check_positive_integer("tokens", tokens)
     check_choice("init", init, ("activation", "random"))
     config = getattr(model, "config", None)
-    if _model_type(model) is None or getattr(config, "is_encoder_decoder", False) or not hasattr(model, "generate"):
+    if (
+        _model_type(model) is None
+        or getattr(config, "is_encoder_decoder", False)
+        or not hasattr(model, "generate")
+    ):
         raise ValueError(
             f"prefix tuning prepends keys and values to the cache of a causal language model of transformers; "
             f"{type(model).__name__} is none: use lora() for it"
         )
     activations = _activations(model, tokens, seed) if init == "activation" else None
     with _own_random_state(model, seed):
-        wrapped = peft.get_peft_model(model, peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tokens))
+        wrapped = peft.get_peft_model(
+            model, peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tokens)
+        )
     if activations is not None:
         weight = wrapped.prompt_encoder[wrapped.active_adapter].embedding.weight
         if activations.shape != weight.shape:
@@ -127,7 +140,9 @@ def _activations(model: nn.Module, tokens: int, seed: int) -> Tensor:
     finally:
         model.train(training)
     if cache is None:
-        raise ValueError(f"{type(model).__name__} returns no key-value cache to start a prefix from: pass init='random'")
+        raise ValueError(
+            f"{type(model).__name__} returns no key-value cache to start a prefix from: pass init='random'"
+        )
     rows = []
     for keys, values in _layers(cache):
         for part in (keys, values):  # each [1, heads, tokens, head width]
@@ -161,7 +176,8 @@ def adapter_kind(model: nn.Module) -> str:
 def default_eps(model: nn.Module) -> float:
     """The perturbation that the paper used for what is trained here: 1e-3 full, 1e-2 LoRA, 1e-1 prefix.
 
-    Raises ValueError for LoRA whose B is frozen: B starts at zero, so without it the loss does not depend on A.
+    Raises ValueError for LoRA whose B is frozen: B starts at zero, so without it the loss does not depend on
+    A.
 
     >>> default_eps(nn.Linear(2, 2))
     0.001
@@ -170,7 +186,9 @@ def default_eps(model: nn.Module) -> float:
     if kind == "lora":
         frozen = [n for n, p in model.named_parameters() if "lora_B" in n and not p.requires_grad]
         if frozen:
-            raise ValueError(f"{frozen[0]} is frozen: while B is zero the loss does not depend on A, and nothing is learned")
+            raise ValueError(
+                f"{frozen[0]} is frozen: while B is zero the loss does not depend on A, and nothing is learned"
+            )
     return DEFAULT_EPS[kind]
 
 

@@ -1,7 +1,8 @@
 """The record of a run from which its weights can be made again: one scalar a draw.
 
-Section 2.1 of the paper observes that a fine-tuned model is its base plus the sequence of (seed, projected gradient).
-Here the seeds follow from one master seed (seeds.py), so that the log is 4 bytes a draw and a header.
+Section 2.1 of the paper observes that a fine-tuned model is its base plus the sequence of (seed, projected
+gradient). Here the seeds follow from one master seed (seeds.py), so that the log is 4 bytes a draw and a
+header.
 
 Glossary
     T             steps so far, len(log)
@@ -11,9 +12,9 @@ Glossary
     flush         a pipelined run's parameters were put at the centre after so many steps
     retreat       an attempt that an exception ended: in-place arithmetic leaves rounding behind, so replay repeats it
 
-File: 8 bytes magic, header length and CRC-32 of all that follows (two uint32), the header (JSON, zlib), the scalars (float32),
-all little-endian. A NaN scalar marks a step that was skipped because a loss was not finite.
-"""
+File: 8 bytes magic, header length and CRC-32 of all that follows (two uint32), the header (JSON, zlib), the
+scalars (float32), all little-endian. A NaN scalar marks a step that was skipped because a loss was not
+finite."""
 
 from __future__ import annotations
 
@@ -28,47 +29,17 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from papercore.mezo.seeds import draw_seed
+from papercore.mezo.settings import GroupSettings, Rule, Settings
 from papercore.mezo.weights import Weight
 
 _MAGIC = b"ZOLOG\x00\x01\n"
 _FRONT = struct.Struct("<8sII")
-
-
-class GroupSettings(NamedTuple):
-    """What a parameter group said at a step."""
-
-    lr: float
-    eps: float
-    weight_decay: float
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a step was made with: the number of its directions and the settings of every group."""
-
-    draws: int
-    groups: tuple[GroupSettings, ...]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What stays the same through a run."""
-
-    seed: int
-    dist: str = "gaussian"
-    mode: str = "inplace"
-    pipelined: bool = False
-    momentum: float = 0.0
-    betas: tuple[float, float] | None = None
-    adam_eps: float = 1e-8
-    window: int | None = None
-    backend: str = "torch"
 
 
 @dataclass(frozen=True)
@@ -110,11 +81,13 @@ class Retreat:
 
 @dataclass
 class ZOLog:
-    """(seed, projected gradient) of every step so far, with what is needed to repeat the run (section 2.1 of the paper).
+    """(seed, projected gradient) of every step so far, with what is needed to repeat the run (section 2.1 of
+    the paper).
 
-    len(log) is the number of steps; log[t] is an `Entry` with .seeds, .projected_grads and .settings of step t, and
-    iterating gives all of them. A file holds 4 bytes a draw: with n = 1 and a constant learning rate, 20,000 steps
-    take 80 kB and a header of a few kB at most; a learning rate that changes at each step adds about 11 bytes a step.
+    len(log) is the number of steps; log[t] is an `Entry` with .seeds, .projected_grads and .settings of step
+    t, and iterating gives all of them. A file holds 4 bytes a draw: with n = 1 and a constant learning rate,
+    20,000 steps take 80 kB and a header of a few kB at most; a learning rate that changes at each step adds
+    about 11 bytes a step.
 
     >>> import torch
     >>> from papercore.mezo import MeZO, ZOLog
@@ -253,10 +226,14 @@ class ZOLog:
             raise ValueError(f"{source}: not a log of a MeZO run (it does not begin with {_MAGIC[:5]!r})")
         magic, length, checksum = _FRONT.unpack_from(content)
         if magic != _MAGIC:
-            raise ValueError(f"{source}: a log of another format version, {magic!r}; this one reads {_MAGIC!r}")
+            raise ValueError(
+                f"{source}: a log of another format version, {magic!r}; this one reads {_MAGIC!r}"
+            )
         rest = content[_FRONT.size :]
         if zlib.crc32(rest, length) != checksum:  # started from the length, so that this is covered too
-            raise ValueError(f"{source}: the log is damaged or cut short (its checksum does not fit its content)")
+            raise ValueError(
+                f"{source}: the log is damaged or cut short (its checksum does not fit its content)"
+            )
         return cls._parse(json.loads(zlib.decompress(rest[:length])), rest[length:])
 
     @classmethod
@@ -264,7 +241,9 @@ class ZOLog:
         rule = content["rule"]
         if rule["betas"] is not None:
             rule["betas"] = tuple(rule["betas"])
-        settings = [Settings(row[0], tuple(GroupSettings(*g) for g in row[1:])) for row in content["settings"]]
+        settings = [
+            Settings(row[0], tuple(GroupSettings(*g) for g in row[1:])) for row in content["settings"]
+        ]
         log = cls(Rule(**rule))
         if content["base"] is not None:
             table = tuple(Weight(row[0], tuple(row[1]), *row[2:]) for row in content["base"]["table"])

@@ -1,15 +1,18 @@
-"""The additions that a step makes to the weights. Training and replay both go through here, so their bits agree.
+"""The additions that a step makes to the weights. Training and replay both go through here, so their bits
+agree.
 
-A step with n draws visits theta + eps z_j and theta - eps z_j for each draw, then returns and updates (algorithms 1 and 2 of
-the paper). From the minus side, theta_- = theta - eps z, the return and the update are one pass:
+A step with n draws visits theta + eps z_j and theta - eps z_j for each draw, then returns and updates
+(algorithms 1 and 2 of the paper). From the minus side, theta_- = theta - eps z, the return and the update are
+one pass:
 
     theta' = c theta_- + (c eps - lr pg / n) z - sum of the other draws' lr pg / n z,      c = 1 - lr weight_decay
 
-and a return that is followed by another perturbation takes that one along. Passes over theta: 2 n + 1 a step, 2 n when
-pipelined, where the update waits for the next step's first perturbation. Algorithm 1 as printed makes 4 n.
+and a return that is followed by another perturbation takes that one along. Passes over theta: 2 n + 1 a step,
+2 n when pipelined, where the update waits for the next step's first perturbation. Algorithm 1 as printed
+makes 4 n.
 
-mode "exact": a copy of the weights stays at the centre and theta +- eps z is written from it, so nothing accumulates and
-only the update rounds. Extra memory: as much again as the trained weights.
+mode "exact": a copy of the weights stays at the centre and theta +- eps z is written from it, so nothing
+accumulates and only the update rounds. Extra memory: as much again as the trained weights.
 
 Glossary
     way back   what brings theta from where it stands to the centre, and through a waiting update: (scale, terms)
@@ -29,9 +32,10 @@ from papercore.mezo.history import (
     momentum_terms,
     scalar_adam_terms,
 )
-from papercore.mezo.log import GroupSettings, Settings, ZOLog
+from papercore.mezo.log import ZOLog
 from papercore.mezo.noise import add_noise_
 from papercore.mezo.seeds import draw_seed
+from papercore.mezo.settings import GroupSettings, Settings
 from papercore.mezo.weights import Bucket, Terms, Weights
 
 
@@ -57,14 +61,18 @@ class Moves:
         self._second = ScalarSecondMoment(log)
         self._centre: list[Tensor] | None = None  # exact mode: the copy that stays at the centre
         self._offset: tuple[int, float, Settings] | None = None  # theta stands at centre + sign eps z(seed)
-        self._update: tuple[int, dict[int, Terms]] | None = None  # step and terms per group of the waiting update
+        self._update: tuple[int, dict[int, Terms]] | None = (
+            None  # step and terms per group of the waiting update
+        )
 
     @property
     def away(self) -> bool:
         """True while the weights are perturbed."""
         return self._offset is not None
 
-    def _add(self, terms_of: Callable[[Bucket], tuple[float, Terms]], source: list[Tensor] | None = None) -> None:
+    def _add(
+        self, terms_of: Callable[[Bucket], tuple[float, Terms]], source: list[Tensor] | None = None
+    ) -> None:
         self.weights.add(terms_of, dist=self.log.rule.dist, backend=self.backend, source=source)
 
     def visit(self, step: int, draw: int, sign: float, settings: Settings) -> None:
@@ -150,6 +158,8 @@ class Moves:
                 new = torch.cat([part.reshape(-1).to(dtype) for part in parts])
                 direction = adam_direction(self.log, step, bucket.group, new, start, self.backend)
                 add_noise_([new], [start], terms, scale=scale, dist=self.log.rule.dist, backend=self.backend)
-                for target, value in zip(targets, new.add_(direction).split([t.numel() for t in targets]), strict=True):
+                for target, value in zip(
+                    targets, new.add_(direction).split([t.numel() for t in targets]), strict=True
+                ):
                     target.copy_(value.view(target.shape))
         self._offset = None

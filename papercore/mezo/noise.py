@@ -145,8 +145,10 @@ def resolve_backend(backend: str, device: torch.device | str) -> str:
     """
     kind = torch.device(device).type
     if backend == "auto":
-        preferred = {"cuda": "triton", "cpu": "numba"}.get(kind)
-        return preferred if preferred is not None and _load(preferred) is not None else "torch"
+        if kind == "cpu":
+            return "torch" if _load("numba") is None else "numba"
+        module = _load("triton") if kind == "cuda" else None
+        return "torch" if module is None or not module.works() else "triton"
     if backend == "torch":
         return backend
     if backend == "numba":

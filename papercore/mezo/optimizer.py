@@ -1,5 +1,5 @@
-"""MeZO (Malladi et al., 2023, arXiv 2305.17333, algorithms 1 and 2) as a torch optimizer: two forward passes, no backward pass,
-the memory of inference.
+"""MeZO (Malladi et al., 2023, arXiv 2305.17333, algorithms 1 and 2) as a torch optimizer: two forward passes,
+no backward pass, the memory of inference.
 
 Glossary
     theta            trained weights                                                                     [d]
@@ -11,16 +11,14 @@ Glossary
     g_hat            projected_grad * z, the estimate of the gradient
     centre           theta itself, as opposed to theta +- eps z
 
-Different from the paper's code on purpose: noise from counters instead of a reseeded global generator; the return to the
-centre and the update in one pass; every scalar kept in a log from which the run can be replayed; losses that are not finite
-never reach the weights.
-"""
+Different from the paper's code on purpose: noise from counters instead of a reseeded global generator; the
+return to the centre and the update in one pass; every scalar kept in a log from which the run can be
+replayed; losses that are not finite never reach the weights."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -29,20 +27,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from papercore.mezo.arguments import (
-    NO_SPHERE,
-    check_betas,
     check_choice,
-    check_number,
     check_positive_integer,
     decays_by_name,
+    entries_of,
     scalar_of,
     unique_parameters,
 )
 from papercore.mezo.distributed import Ranks
-from papercore.mezo.log import GroupSettings, Retreat, Rule, Settings, ZOLog
+from papercore.mezo.log import Retreat, ZOLog
 from papercore.mezo.moves import Moves
-from papercore.mezo.noise import check_seed, resolve_backend
+from papercore.mezo.noise import BACKENDS, check_seed, resolve_backend
 from papercore.mezo.replay import base_of
+from papercore.mezo.resume import packed, unpacked
+from papercore.mezo.settings import Settings, check_group, check_rule, single
 from papercore.mezo.watch import Watch, checked_call, moved, versions
 from papercore.mezo.weights import Weights
 
@@ -53,44 +51,53 @@ DecayFilter = Callable[[str, Tensor], bool]
 class MeZO(Optimizer):
     """Memory-efficient zeroth-order SGD, momentum or Adam (algorithms 1 and 2; section 2.1; appendix B).
 
-    A step evaluates the closure at theta + eps z and theta - eps z for each of n directions z and moves against their
-    mean slope. Extra memory is one chunk of noise (1 MiB), in exact mode one more copy of the trained weights.
+    A step evaluates the closure at theta + eps z and theta - eps z for each of n directions z and moves
+    against their mean slope. Extra memory is one chunk of noise, in exact mode one more copy of the trained
+    weights.
 
     Arguments
-        params          parameters, (name, parameter) pairs or groups of either; those that do not require a gradient are
-                        left alone; tied weights count once. Names go into the log and let replay find them again.
-        lr              step size, >= 0; groups and schedulers may change it
-        eps             perturbation, > 0. A group with its own eps gets the unbiased estimate of definition 6
-        n               draws a step; scale lr with n
-        dist            "gaussian" as in the paper, or "rademacher": one bit a weight, many times faster to make, and with
-                        the smaller variance factor (d + n - 1) / n of the sphere (lemma 2)
-        weight_decay    lambda, decoupled: theta <- (1 - lr lambda) theta - lr g_hat
-        decay_filter    None: all weights decay; "no_bias_norm": not biases and normalisations (by name, without names by
-                        having fewer than two dimensions); or f(name, parameter) -> bool
-        momentum        mu of torch.optim.SGD, recomputed from the log over a window
-        betas           (beta1, beta2) of torch.optim.Adam, recomputed likewise; adam_eps its epsilon
-        window          updates that momentum and Adam look back on, each a stream of noise a step; None: until mu^window or
-                        beta1^window < 1e-6 (132 for 0.9) and beta2^window < 1e-3 (6,905 for 0.999)
-        seed            master seed, an integer in [0, 2^64); the seed of each draw follows from it (seeds.draw_seed)
-        mode            "inplace": perturbed and restored by additions, which round (3 ulp a step; drift matters in half
-                        precision). "exact": written from a copy at the centre; only the update rounds
-        pipelined       the update waits for the next step's first perturbation: 2 passes over the weights a step instead
-                        of 3. Between steps the weights stand at theta - eps z until flush(); state_dict() and log.save() flush
-        backend         "torch" (reference), "numba", "triton", or "auto": the fastest that is installed for each device
-        process_group   None: no communication at all. A group: all ranks step alike and exchange one scalar a draw
-        split           "batch": every rank evaluates the same directions on its own equal share of the batch.
-                        "directions": every rank draws n of its own on the same batch (needs mode="exact")
-        check_every     with a group: steps between comparisons of a checksum of the weights across ranks; 0: never
-        on_nonfinite    "raise" or "skip" when a loss is NaN or infinite; the weights are restored first
-        zero_patience   warn after this many successive steps whose two losses were identical
-        debug           evaluate every loss twice and watch the parameters: RuntimeError if the closure is random, changes
-                        weights or computes gradients
+        params         parameters, (name, parameter) pairs or groups of either; those that do not require a
+                       gradient are left alone; tied weights count once. Names go into the log and let replay
+                       find the weights again.
+        lr             step size, >= 0; groups and schedulers may change it
+        eps            perturbation, > 0. A group with its own gets the unbiased estimate of definition 6
+        n              draws a step; scale lr with n
+        dist           "gaussian" as in the paper, or "rademacher": one bit a weight, many times faster to
+                       make, with the smaller variance factor (d + n - 1) / n of the sphere (lemma 2)
+        weight_decay   lambda, decoupled: theta <- (1 - lr lambda) theta - lr g_hat
+        momentum       mu of torch.optim.SGD, recomputed from the log over a window
+        betas          (beta1, beta2) of torch.optim.Adam, recomputed likewise
+        seed           master seed in [0, 2^64); the seed of each draw follows from it (draw_seed)
+        process_group  None: no communication at all. A group: all ranks step alike and exchange one scalar a
+                       draw (distributed.py)
+        mode           "inplace": perturbed and restored by additions, which round (up to 3 ulp a step; the
+                       drift matters in half precision). "exact": written from a copy at the centre, so that
+                       only the update rounds
+        pipelined      the update waits for the next step's first perturbation: 2 passes over the weights a
+                       step instead of 3. Between steps the weights stand at theta - eps z until flush();
+                       state_dict() and log.save() flush by themselves
+        backend        "torch" (the reference), "numba", "triton", or "auto": the fastest that is installed
+                       for each device
+        decay_filter   None: all weights decay; "no_bias_norm": not biases and LayerNorms (by name; without
+                       names, by having fewer than two dimensions); or f(name, parameter) -> bool
+        adam_eps       epsilon of Adam
+        window         updates that momentum and Adam look back on, each of them a stream of noise; None:
+                       until mu^window or beta1^window < 1e-6 (132 for 0.9), beta2^window < 1e-3 (6,905 for
+                       0.999)
+        split          "batch": every rank evaluates the same directions on its own equal share of the batch.
+                       "directions": n of its own on the same batch (needs mode="exact")
+        check_every    with a group: steps between comparisons of the ranks' weights; 0: never
+        on_nonfinite   "raise" or "skip" when a loss is NaN or infinite; the weights are restored first
+        zero_patience  warn after so many successive steps whose losses were identical on both sides
+        debug          evaluate every loss twice and watch the parameters: RuntimeError if the closure is
+                       random, changes weights or computes gradients
 
-    The closure takes nothing and returns the loss, a float or a tensor of one element. It is called 2n times a step
-    under torch.no_grad(), must use one and the same batch in all of them, and may average over micro-batches. Nothing
-    switches dropout off: call model.eval() first, as the paper's code does, or the two losses differ by chance.
+    The closure takes nothing and returns the loss, a float or a tensor of one element. It is called 2n times
+    a step under torch.no_grad(), must use one and the same batch in all of them, and may average over
+    micro-batches. Nothing switches dropout off: call model.eval() first, as the paper's code does, or the two
+    losses differ by chance.
 
-    Raises ValueError and TypeError for arguments out of range or of a wrong kind, FloatingPointError as said.
+    Raises ValueError and TypeError for arguments out of range or of a wrong kind.
 
     >>> from torch import nn
     >>> model = nn.Linear(3, 1)
@@ -128,24 +135,17 @@ class MeZO(Optimizer):
         zero_patience: int = 20,
         debug: bool = False,
     ) -> None:
-        check_choice("dist", dist, ("gaussian", "rademacher"), why=NO_SPHERE if dist == "sphere" else "")
-        check_choice("mode", mode, ("inplace", "exact"))
         check_choice("split", split, ("batch", "directions"))
         check_choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
-        check_choice("backend", backend, ("auto", "torch", "numba", "triton"))
-        momentum = check_number("momentum", momentum, least=0.0, below=1.0)
-        betas = check_betas(betas)
-        if momentum and betas is not None:
-            raise ValueError(f"momentum={momentum} and betas={betas}: give one of them, Adam has its own momentum beta1")
-        if pipelined and mode == "exact":
-            raise ValueError("pipelined=True needs mode='inplace': exact mode returns to the centre after every step")
-        if pipelined and betas is not None:
-            raise ValueError("pipelined=True cannot be combined with betas: Adam's update is a pass of its own")
+        check_choice("backend", backend, BACKENDS)
         if split == "directions" and process_group is not None and mode != "exact":
             raise ValueError(
-                "split='directions' needs mode='exact': ranks that perturb in place along different directions "
-                "round differently and drift apart"
+                "split='directions' needs mode='exact': ranks that perturb in place along different "
+                "directions round differently and drift apart"
             )
+        rule = dict(dist=dist, mode=mode, pipelined=pipelined, momentum=momentum, betas=betas)
+        rule |= dict(adam_eps=adam_eps, window=window)
+        check_rule(seed=0, backend=backend, **rule)  # type: ignore[arg-type]  # before any communication
         self._n = check_positive_integer("n", n)
         self._split, self._debug, self._on_nonfinite = split, bool(debug), on_nonfinite
         self._check_every = check_positive_integer("check_every", check_every, zero=True)
@@ -154,65 +154,47 @@ class MeZO(Optimizer):
         self._watch = Watch(check_positive_integer("zero_patience", zero_patience))
         self._log: ZOLog | None = None
         self._stepping = False
-        defaults = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(unique_parameters(params), defaults)
-        self._weights = self._weigh()
-        for tensor in self._weights.tensors:
-            resolved = resolve_backend(backend, tensor.device)
-        self._ranks = None if process_group is None else Ranks(process_group, self._weights)
-        seed = check_seed(seed)
-        if self._ranks is not None:
-            seed = self._ranks.agree_on_seed(seed)
-        rule = Rule(
-            seed=seed,
-            dist=dist,
-            mode=mode,
-            pipelined=bool(pipelined),
-            momentum=momentum,
-            betas=betas,
-            adam_eps=check_number("adam_eps", adam_eps, least=0.0),
-            window=None if window is None else check_positive_integer("window", window),
-            backend=resolved,
-        )
-        self._start_log(ZOLog(rule))
         self._last_losses: tuple[float, ...] = ()
         self._projected_grad = math.nan
+        seed = check_seed(seed)
+        super().__init__(unique_parameters(params), {"lr": lr, "eps": eps, "weight_decay": weight_decay})
+        self._weights = self._weigh()
+        resolved = [resolve_backend(backend, tensor.device) for tensor in self._weights.tensors]
+        self._ranks = None if process_group is None else Ranks(process_group, self._weights)
+        if self._ranks is not None:
+            seed = self._ranks.agree_on_seed(seed)
+        self._start(ZOLog(check_rule(seed=seed, backend=resolved[-1], **rule)))  # type: ignore[arg-type]
 
     # ---- groups and settings
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group before the first step. Afterwards RuntimeError: the log numbers the weights of the whole run."""
+        """Adds a group. RuntimeError after the first step: the log numbers the weights of the whole run."""
         if self._log is not None and len(self._log):
-            raise RuntimeError("a group cannot be added after the first step: make a new optimizer, its log starts there")
+            raise RuntimeError(
+                "a group cannot be added after the first step: make a new optimizer, its log starts there"
+            )
         super().add_param_group(param_group)
-        _checked_settings(self.param_groups[-1])
+        check_group(self.param_groups[-1])
         if self._log is not None:
             self._weights = self._weigh()
-            self._start_log(self._log)
+            self._start(self._log)
 
     def _weigh(self) -> Weights:
-        entries = []
-        for index, group in enumerate(self.param_groups):
-            names = group.get("param_names") or [""] * len(group["params"])
-            for name, parameter in zip(names, group["params"], strict=True):
-                entries.append((name, parameter, index, self._decay_filter(name, parameter)))
-        return Weights(entries)
+        return Weights(entries_of(self.param_groups, self._decay_filter))
 
-    def _start_log(self, log: ZOLog) -> None:
+    def _start(self, log: ZOLog) -> None:
         self._log = log
         log.before_save = self.flush
         self._moves = Moves(self._weights, log, self._backend)
         self._versions = versions(self._weights)
 
     def _settings(self) -> Settings:
-        draws = self._n
-        if self._ranks is not None and self._split == "directions":
-            draws *= self._ranks.size
-        return Settings(draws, tuple(_checked_settings(group) for group in self.param_groups))
+        ranks = self._ranks.size if self._ranks is not None and self._split == "directions" else 1
+        return Settings(self._n * ranks, tuple(check_group(group) for group in self.param_groups))
 
     @property
     def n(self) -> int:
-        """Draws a step (on each rank); may be changed between steps."""
+        """Draws a step, on each rank; may be changed between steps."""
         return self._n
 
     @n.setter
@@ -229,7 +211,7 @@ class MeZO(Optimizer):
 
     @property
     def projected_grad(self) -> float:
-        """Mean projected gradient of the last step's draws; NaN before the first step and after a skipped one."""
+        """Mean over the last step's draws; NaN before the first step and after a skipped one."""
         return self._projected_grad
 
     @property
@@ -245,109 +227,109 @@ class MeZO(Optimizer):
     # ---- the step
 
     def step(self, closure: Closure | None = None) -> float:  # type: ignore[override]
-        """One step: 2n evaluations of the closure, one update. Returns the mean of the 2n losses (of this rank's batch).
+        """2n evaluations of the closure and one update. Returns the mean of the 2n losses, on this rank.
 
-        Raises TypeError for a closure that is missing or returns no scalar, FloatingPointError if a loss is NaN or infinite
-        (the weights are restored and the log stays as it was), RuntimeError for what debug=True finds.
+        Raises TypeError or ValueError for a closure that is missing or returns no scalar; FloatingPointError
+        if a loss is NaN or infinite on any rank (the weights are restored, and the step is not in the log);
+        RuntimeError for what debug=True finds and for parameters that were frozen, cast or overwritten.
         """
         if not callable(closure):
             raise TypeError(f"closure must be a function that returns the loss, got {closure!r}")
         settings, log = self._settings(), self.log
         step = len(log)
         # Outside inference mode, so that no inference tensor can end up among the weights.
-        with torch.inference_mode(False), torch.no_grad(), self._in_step():
-            self._before(step, settings)
-            losses = self._evaluate(closure, step, settings)
-            differences = [(a - b) / 2 for a, b in zip(losses[0::2], losses[1::2], strict=True)]
-            if self._ranks is not None:
-                differences = self._ranks.combine(differences, self._split)
-            slopes = [_single(value / settings.groups[0].eps) for value in differences]
+        with torch.inference_mode(False), torch.no_grad():
+            self._prepare(settings)
+            losses, slopes = self._evaluate(closure, step, settings)
             self._last_losses, loss = tuple(losses), sum(losses) / len(losses)
-            if not all(math.isfinite(value) for value in slopes):
-                self._not_finite(step, settings, losses, slopes)
-                return loss
-            log.append(slopes, settings)
+            finite = all(math.isfinite(value) for value in slopes)
+            if not finite and self._on_nonfinite == "raise":
+                self._refuse(step, settings, losses, slopes)
+            log.append(slopes if finite else [math.nan] * len(slopes), settings)
             self._moves.finish(step)
             self._versions = versions(self._weights)
             if self._ranks is not None and self._check_every and (step + 1) % self._check_every == 0:
-                self._ranks.check_same_weights(step)
-        self._projected_grad = sum(slopes) / len(slopes)
-        self._watch.after(step, loss, slopes)
+                self._ranks.check_same_weights(self._weights, step)
+        self._projected_grad = sum(slopes) / len(slopes) if finite else math.nan
+        if finite:
+            self._watch.after(step, loss, slopes)
         return loss
 
-    def _before(self, step: int, settings: Settings) -> None:
+    def _prepare(self, settings: Settings) -> None:
+        """Looks at the parameters before a step: what was frozen, moved or cast since the last one."""
         if self.log.base is None:
             self._weights = self._weigh()
-            self._start_log(self.log)
+            self._start(self.log)
             self.log.base = base_of(self._weights)
             self._watch.resolution(self._weights, self.log.rule, settings, self._backend)
             return
         if [p.requires_grad for p in self._weights.all_tensors] != self._weights.flags:
             raise RuntimeError(
-                "requires_grad of a parameter changed after the first step: make a new optimizer, whose log starts there"
+                "requires_grad of a parameter changed after the first step: make a new optimizer, whose log "
+                "starts there"
             )
         self._check_unchanged()
         if moved(self._weights):
             fresh = self._weigh()
             if fresh.table != self._weights.table:
-                raise RuntimeError("the dtype or shape of a parameter changed after the first step: make a new optimizer")
+                raise RuntimeError(
+                    "the dtype or shape of a parameter changed after the first step: make a new optimizer"
+                )
             self._weights, self._moves = fresh, Moves(fresh, self.log, self._backend)
 
-    def _check_unchanged(self) -> None:
-        """In a pipelined run the weights stand off the centre between steps: nothing else may write to them there."""
-        if self._moves.away and (moved(self._weights) or versions(self._weights) != self._versions):
-            raise RuntimeError(
-                "the parameters were changed while a pipelined step had left them perturbed: call flush() before loading or "
-                "moving weights"
-            )
-
-    @contextlib.contextmanager
-    def _in_step(self) -> Iterator[None]:
-        self._stepping = True
-        try:
-            yield
-        finally:
-            self._stepping = False
-
-    def _evaluate(self, closure: Closure, step: int, settings: Settings) -> list[float]:
-        first = 0 if self._ranks is None or self._split == "batch" else self._ranks.rank * self._n
-        losses: list[Tensor | float] = []
-        moves = 0
+    def _evaluate(self, closure: Closure, step: int, settings: Settings) -> tuple[list[float], list[float]]:
+        """The losses of this rank's draws, and the slopes of all draws that the step goes on with."""
+        split = self._ranks is not None and self._split == "directions"
+        first = self._ranks.rank * self._n if self._ranks is not None and split else 0
+        values: list[Tensor | float] = []
+        moves, self._stepping = 0, True
         try:
             for draw in range(first, first + self._n):
                 for sign in (1.0, -1.0):
                     self._moves.visit(step, draw, sign, settings)
                     moves += 1
-                    losses.append(checked_call(closure, self._weights) if self._debug else scalar_of(closure()))
-            # One synchronisation with the device for all losses.
-            return [float(value) for value in losses]
+                    watched = self._debug
+                    values.append(checked_call(closure, self._weights) if watched else scalar_of(closure()))
+            # Read at once: the device is waited for once in a step.
+            losses = [float(value) for value in values]
+            halves = [(a - b) / 2 for a, b in zip(losses[0::2], losses[1::2], strict=True)]
+            if self._ranks is not None:
+                halves = self._ranks.combine(halves, self._split)
+            return losses, [single(half / settings.groups[0].eps) for half in halves]
         except BaseException:
-            # Also a keyboard interrupt: the weights go back, and the log notes the rounding that this left behind.
+            # A keyboard interrupt, too: the weights go back before it goes on its way.
             self._retreat(step, moves, settings)
             raise
+        finally:
+            self._stepping = False
 
     def _retreat(self, step: int, moves: int, settings: Settings) -> None:
+        """Puts the weights back after an attempt; in place, the log notes it for the rounding it left behind."""
         if moves:
             self._moves.back()
-            self.log.retreats.append(Retreat(step, moves, settings))
+            if not self._moves.exact:
+                self.log.retreats.append(Retreat(step, moves, settings))
         self._versions = versions(self._weights)
 
-    def _not_finite(self, step: int, settings: Settings, losses: list[float], slopes: list[float]) -> None:
-        self._projected_grad = math.nan
-        if self._on_nonfinite == "skip":
-            self.log.append([math.nan] * len(slopes), settings)
-            self._moves.finish(step)
-            self._versions = versions(self._weights)
-            return
+    def _refuse(self, step: int, settings: Settings, losses: list[float], slopes: list[float]) -> None:
         self._retreat(step, 2 * self._n, settings)
+        self._projected_grad = math.nan
         bad = next((value for value in [*losses, *slopes] if not math.isfinite(value)), math.nan)
         raise FloatingPointError(
-            f"step {step}: the closure returned {bad} (losses {', '.join(f'{v:.6g}' for v in losses[:8])}; projected gradient "
-            f"{slopes[0]:.6g}); the parameters were restored and no update was made. Lower lr or eps, compute the loss "
-            "in float32, or pass on_nonfinite='skip'"
+            f"step {step}: the closure returned {bad} (losses {', '.join(f'{v:.6g}' for v in losses[:8])}; "
+            f"projected gradient {slopes[0]:.6g}); the parameters were restored and no update was made. Lower "
+            "lr or eps, compute the loss in float32, or pass on_nonfinite='skip'"
         )
 
     # ---- the centre
+
+    def _check_unchanged(self) -> None:
+        """Between the steps of a pipelined run the weights stand off the centre: nobody may write to them."""
+        if self._moves.away and (moved(self._weights) or versions(self._weights) != self._versions):
+            raise RuntimeError(
+                "the parameters were changed while a pipelined step had left them perturbed: call flush() "
+                "before loading or moving weights"
+            )
 
     @torch.no_grad()
     def flush(self) -> None:
@@ -361,12 +343,12 @@ class MeZO(Optimizer):
 
     @contextlib.contextmanager
     def parameters_at_center(self) -> Iterator[None]:
-        """A context in which the parameters are those of the last step: for evaluation during a pipelined run."""
+        """A context in which the parameters are those of the last step: to evaluate in a pipelined run."""
         self.flush()
         yield
 
     def attach(self, model: nn.Module) -> list[Any]:
-        """Flushes by itself before `model` is called outside a step and before its state_dict(): for pipelined runs.
+        """For pipelined runs: flushes before `model` is called outside a step and before its state_dict().
 
         Returns the handles of the two hooks; .remove() takes them off.
         """
@@ -385,49 +367,22 @@ class MeZO(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Groups and log, after a flush. A run that goes on from it takes the same steps, bit for bit."""
         self.flush()
-        state = super().state_dict()
-        # A tensor, so that torch.load(weights_only=True) reads it.
-        state["mezo"] = {"log": torch.frombuffer(bytearray(self.log.to_bytes()), dtype=torch.uint8), "n": self._n}
-        return state
+        return {**super().state_dict(), "mezo": packed(self.log, self._n)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over groups, n, log and with it seed, distribution, mode, momentum and betas of the saved run.
+        """Takes over a saved run: groups, n, the log, and with it seed, dist, mode, momentum and betas.
 
-        Load the model's weights of the same moment beside it. Raises ValueError if the state is not MeZO's or belongs to
-        other parameters.
+        The model's weights of the same moment are to be loaded beside it. Raises ValueError if the state is
+        not MeZO's or belongs to other parameters.
         """
-        saved = state_dict.get("mezo")
-        if saved is None:
-            raise ValueError("the state dict has no 'mezo' entry: it was not saved by a MeZO optimizer")
-        log = ZOLog.from_bytes(bytes(saved["log"].cpu().numpy().tobytes()), source="the state dict")
-        if log.base is not None and _shapes(log.base.table) != _shapes(self._weights.table):
-            raise ValueError(
-                "the state dict belongs to other parameters: its log has "
-                f"{len(log.base.table)} of them, this optimizer {len(self._weights.table)}, or shapes, dtypes, names or order differ"
-            )
+        log, n = unpacked(state_dict, self._weights.table)
         super().load_state_dict(state_dict)
-        self._n = saved["n"]
+        self._n = n
         self._weights = self._weigh()
-        self._start_log(log)
-        if len(log):
-            self._projected_grad = log[-1].projected_grad
+        self._start(log)
+        self._projected_grad = log[-1].projected_grad if len(log) else math.nan
 
     def __getstate__(self) -> dict[str, Any]:
-        raise TypeError("a MeZO optimizer cannot be copied or pickled: use state_dict() and load_state_dict()")
-
-
-def _shapes(table: Iterable[Any]) -> list[tuple[Any, ...]]:
-    return [(row.name, row.shape, row.dtype, row.group, row.trained) for row in table]
-
-
-def _single(value: float) -> float:
-    """The nearest float32: what goes into the log is what the update uses."""
-    return array("f", (value,))[0]
-
-
-def _checked_settings(group: dict[str, Any]) -> GroupSettings:
-    return GroupSettings(
-        lr=check_number("lr", group["lr"], least=0.0),
-        eps=check_number("eps", group["eps"], above=0.0),
-        weight_decay=check_number("weight_decay", group["weight_decay"], least=0.0),
-    )
+        raise TypeError(
+            "a MeZO optimizer cannot be copied or pickled: use state_dict() and load_state_dict()"
+        )

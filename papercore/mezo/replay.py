@@ -1,10 +1,9 @@
 """From the starting weights and the log to the trained weights: no data, no forward pass, no random state.
 
-exact=True repeats the additions of the run, perturbations included, so their rounding repeats as well and the result has the
-same bits, in every dtype and mode. exact=False makes the updates alone, many steps to a pass: several times faster, and
-equal to within what the perturbations' rounding added up to, which is little in float32 and much in half precision (a run
-in exact mode has none of it).
-"""
+exact=True repeats the additions of the run, perturbations included, so their rounding repeats as well and the
+result has the same bits, in every dtype and mode. exact=False makes the updates alone, many steps to a pass:
+several times faster, and equal to within what the perturbations' rounding added up to, which is little in
+float32 and much in half precision (a run in exact mode has none of it)."""
 
 from __future__ import annotations
 
@@ -39,13 +38,13 @@ def replay(
 ) -> Model:
     """Brings `model` from the starting weights to step `steps` of the run, in place, and returns it.
 
-    model: the nn.Module that the run started from, or its list of parameters in the optimiser's order. steps: how far,
-    None for the whole log. start: the step at which the model stands already (0: the base, whose checksum is verified).
-    backend: None for the one of the run. Cost: 2n + 1 passes over the weights a step, one in exact mode; 1/32 with
-    exact=False and plain SGD.
+    model: the nn.Module that the run started from, or its list of parameters in the optimiser's order. steps:
+    how far, None for the whole log. start: the step at which the model stands already (0: the base, whose
+    checksum is verified). backend: None for the one of the run. Cost: 2n + 1 passes over the weights a step,
+    one in exact mode; 1/32 with exact=False and plain SGD.
 
-    Raises AnotherBase (a ValueError) if names, shapes, dtypes or contents differ from the run's start: the model is then
-    left as it was. ValueError for steps outside the log, TypeError for a wrong kind.
+    Raises AnotherBase (a ValueError) if names, shapes, dtypes or contents differ from the run's start: the
+    model is then left as it was. ValueError for steps outside the log, TypeError for a wrong kind.
 
     >>> import copy, torch
     >>> from papercore.mezo import MeZO
@@ -87,8 +86,13 @@ def verify(weights: Weights, base: Base) -> None:
             "the trained parameters do not hold the values that the run started from (their checksums differ): "
             "load the base model, not a fine-tuned one"
         )
-    if len(weights.all_tensors) == len(base.table) and weights.checksum(trained=False) != base.frozen_checksum:
-        raise AnotherBase("the frozen parameters differ from those of the run: the log belongs to another base model")
+    if (
+        len(weights.all_tensors) == len(base.table)
+        and weights.checksum(trained=False) != base.frozen_checksum
+    ):
+        raise AnotherBase(
+            "the frozen parameters differ from those of the run: the log belongs to another base model"
+        )
 
 
 def _step(name: str, value: object, last: int) -> int:
@@ -119,7 +123,9 @@ def _weights(model: object, base: Base) -> Weights:
     elif isinstance(model, Iterable) and not isinstance(model, (dict, str, Tensor)):
         named = [(f"parameter {i}", p) for i, p in enumerate(model)]
         if not all(isinstance(p, Tensor) for _, p in named):
-            raise TypeError("model must be an nn.Module or a list of parameters; the list holds something else")
+            raise TypeError(
+                "model must be an nn.Module or a list of parameters; the list holds something else"
+            )
     else:
         raise TypeError(f"model must be an nn.Module or a list of parameters, got {type(model).__name__}")
     table = list(base.table)
@@ -127,7 +133,9 @@ def _weights(model: object, base: Base) -> Weights:
         have = dict(named)
         missing = [row.name for row in table if row.name not in have and row.trained]
         if missing:
-            raise AnotherBase(f"the model has no parameter {missing[0]!r}, which the run trained ({len(missing)} missing)")
+            raise AnotherBase(
+                f"the model has no parameter {missing[0]!r}, which the run trained ({len(missing)} missing)"
+            )
         table = [row for row in table if row.name in have]
         named = [(row.name, have[row.name]) for row in table]
     elif len(named) != len(table):
@@ -146,7 +154,9 @@ def _weights(model: object, base: Base) -> Weights:
                 f"{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; the run had "
                 f"{row.name or 'there'} with shape {row.shape} and dtype torch.{row.dtype}"
             )
-    entries = [(row.name or name, p, row.group, row.decays) for row, (name, p) in zip(table, named, strict=True)]
+    entries = [
+        (row.name or name, p, row.group, row.decays) for row, (name, p) in zip(table, named, strict=True)
+    ]
     return Weights(entries, trained=[row.trained for row in table])
 
 

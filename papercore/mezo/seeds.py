@@ -24,8 +24,9 @@ def _mix(value: int) -> int:
 def draw_seed(master: int, step: int, draw: int = 0) -> int:
     """Seed of direction `draw` of step `step`: mix(mix(master + G (step + 1)) + G (draw + 1)) modulo 2^64.
 
-    `mix` is SplitMix64's finaliser and G = 0x9E3779B97F4A7C15. Both maps are one to one, so the draws of a step have
-    seeds of their own, and so have the steps at a fixed draw; any other two coincide with probability 2^-64.
+    `mix` is SplitMix64's finaliser and G = 0x9E3779B97F4A7C15. Both maps are one to one, so the draws of a
+    step have seeds of their own, and so have the steps at a fixed draw; any other two coincide with
+    probability 2^-64.
 
     >>> hex(draw_seed(0, 0))
     '0xa706dd2f4d197e6f'

@@ -8,16 +8,19 @@ from collections.abc import Callable
 from torch import Tensor
 
 from papercore.mezo.arguments import scalar_of
-from papercore.mezo.log import Rule, Settings
 from papercore.mezo.noise import add_noise_
 from papercore.mezo.seeds import draw_seed
+from papercore.mezo.settings import Rule, Settings
 from papercore.mezo.weights import Weights, pieces
 
 SAMPLE = 4096  # leading elements of each tensor that the resolution check looks at
 UNCHANGED_SHARE = 0.1
 EARLY_STEPS = 50
 RISE = 2.0
-_AFTER, _BEFORE = 5, 6  # frames from warnings.warn up to the line that called step(), through torch's wrapper of it
+_AFTER, _BEFORE = (
+    5,
+    6,
+)  # frames from warnings.warn up to the line that called step(), through torch's wrapper of it
 
 
 class Watch:
@@ -82,7 +85,9 @@ def checked_call(closure: Callable[[], Tensor | float], weights: Weights) -> Ten
     first = scalar_of(closure())
     _compare(before, _state(weights), weights)
     second = scalar_of(closure())
-    if float(first) != float(second) and not (float(first) != float(first) and float(second) != float(second)):
+    if float(first) != float(second) and not (
+        float(first) != float(first) and float(second) != float(second)
+    ):
         raise RuntimeError(
             f"the closure returned {float(first):.9g} and then {float(second):.9g} at the same weights: both evaluations of a step "
             "must see the same batch with dropout off (model.eval())"
@@ -103,9 +108,13 @@ def _compare(before: list[tuple[int, int, int]], after: list[tuple[int, int, int
     for row, old, new in zip(weights.table, before, after, strict=True):
         name = row.name or "a parameter"
         if old[:2] != new[:2]:
-            raise RuntimeError(f"the closure modified {name} (shape {row.shape}): it must only evaluate the loss")
+            raise RuntimeError(
+                f"the closure modified {name} (shape {row.shape}): it must only evaluate the loss"
+            )
         if old[2] != new[2]:
-            raise RuntimeError(f"the closure computed a gradient of {name}: leave backward() out, MeZO needs the loss alone")
+            raise RuntimeError(
+                f"the closure computed a gradient of {name}: leave backward() out, MeZO needs the loss alone"
+            )
 
 
 def versions(weights: Weights) -> list[int]:
@@ -117,5 +126,6 @@ def moved(weights: Weights) -> bool:
     """True if a parameter's values lie elsewhere than when the weights were collected (model.to(), .data = ...)."""
     trained = [t for t, flag in zip(weights.all_tensors, weights.flags, strict=True) if flag]
     return any(
-        a.data_ptr() != b.data_ptr() or a.dtype != b.dtype for a, b in zip(trained, weights.tensors, strict=True)
+        a.data_ptr() != b.data_ptr() or a.dtype != b.dtype
+        for a, b in zip(trained, weights.tensors, strict=True)
     )

@@ -1,6 +1,8 @@
-"""The trained weights as one long vector: which element of which tensor has which index, and how to add noise to them.
+"""The trained weights as one long vector: which element of which tensor has which index, and how to add noise
+to them.
 
-Everything that reads or writes weights goes through here, so that training and replay touch the same numbers in the same order.
+Everything that reads or writes weights goes through here, so that training and replay touch the same numbers
+in the same order.
 
 Glossary
     theta     the trainable weights, laid end to end in the order of the parameter groups, tied weights once      [d]
@@ -55,7 +57,9 @@ def check_weight(tensor: object, name: str) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if nn.parameter.is_lazy(tensor):
-        raise TypeError(f"{name} is not initialised yet: run the lazy module once before making the optimizer")
+        raise TypeError(
+            f"{name} is not initialised yet: run the lazy module once before making the optimizer"
+        )
     if tensor.is_meta:
         raise TypeError(f"{name} is on the meta device and holds no numbers: load the model first")
     if tensor.layout is not torch.strided:
@@ -66,9 +70,13 @@ def check_weight(tensor: object, name: str) -> None:
             "train adapters in one of these beside quantised weights"
         )
     if hasattr(tensor, "__tensor_flatten__"):
-        raise TypeError(f"{name} is a {type(tensor).__name__} that wraps other tensors: train plain tensors or adapters")
+        raise TypeError(
+            f"{name} is a {type(tensor).__name__} that wraps other tensors: train plain tensors or adapters"
+        )
     if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-        raise TypeError(f"{name} is an expanded view whose elements share memory: give the tensor it was expanded from")
+        raise TypeError(
+            f"{name} is an expanded view whose elements share memory: give the tensor it was expanded from"
+        )
 
 
 def _check_apart(tensors: Sequence[Tensor], names: Sequence[str]) -> None:
@@ -76,7 +84,10 @@ def _check_apart(tensors: Sequence[Tensor], names: Sequence[str]) -> None:
     spans = []
     for tensor, name in zip(tensors, names, strict=True):
         if tensor.numel():
-            reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+            reach = (
+                sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+                + 1
+            )
             first = tensor.data_ptr()
             spans.append((str(tensor.device), first, first + reach * tensor.element_size(), name))
     spans.sort()
@@ -107,10 +118,10 @@ def pieces(tensor: Tensor, start: int) -> Iterable[tuple[Tensor, int]]:
 class Weights:
     """The tensors that are trained, in order, with their places in theta.
 
-    entries: (name, tensor, group, decays) of every parameter that was handed over; those that do not require a
-    gradient are kept in the table but never touched. trained: overrides requires_grad (replay: the log knows better).
-    Raises ValueError if nothing is left to train and TypeError for tensors that cannot be stepped.
-    """
+    entries: (name, tensor, group, decays) of every parameter that was handed over; those that do not require
+    a gradient are kept in the table but never touched. trained: overrides requires_grad (replay: the log
+    knows better). Raises ValueError if nothing is left to train and TypeError for tensors that cannot be
+    stepped."""
 
     def __init__(
         self, entries: Sequence[tuple[str, Tensor, int, bool]], *, trained: Sequence[bool] | None = None
@@ -168,7 +179,8 @@ class Weights:
         backend: str,
         source: list[Tensor] | None = None,
     ) -> None:
-        """theta <- scale * source + sum of coefficient * z(seed), bucket by bucket; source None: theta itself.
+        """theta <- scale * source + sum of coefficient * z(seed), bucket by bucket; source None: theta
+        itself.
 
         terms_of(bucket) -> (scale, terms). float32 arithmetic (float64 for float64 weights), rounded once.
         """
@@ -194,7 +206,8 @@ class Weights:
     def chunks(
         self, bucket: Bucket, source: Sequence[Tensor] | None = None
     ) -> Iterable[tuple[list[Tensor], list[Tensor], int]]:
-        """(parts to read, parts to write, index of the first element) over a bucket, about CHUNK elements at a time.
+        """(parts to read, parts to write, index of the first element) over a bucket, about CHUNK elements at
+        a time.
 
         The parts of a chunk lie side by side in theta, so that many small tensors share one stretch of noise.
         """
@@ -215,12 +228,15 @@ class Weights:
             yield reads, targets, first
 
     def checksum(self, *, trained: bool = True, limit: int | None = None) -> int:
-        """A 64-bit sum over the bits of all weights and their places; equal on every device and for every split.
+        """A 64-bit sum over the bits of all weights and their places; equal on every device and for every
+        split.
 
-        trained=False: over the parameters that were handed over but are not trained. limit: only that many leading
-        elements of each tensor. Integer arithmetic modulo 2^64, so the order of the sum does not matter.
-        """
-        tensors = [t.detach() for t, flag in zip(self.all_tensors, self.flags, strict=True) if flag == trained]
+        trained=False: over the parameters that were handed over but are not trained. limit: only that many
+        leading elements of each tensor. Integer arithmetic modulo 2^64, so the order of the sum does not
+        matter."""
+        tensors = [
+            t.detach() for t, flag in zip(self.all_tensors, self.flags, strict=True) if flag == trained
+        ]
         total, start = 0, 0
         for tensor in tensors:
             if tensor.is_meta or tensor.layout is not torch.strided:

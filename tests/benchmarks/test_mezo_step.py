@@ -1,13 +1,14 @@
-"""How long a MeZO step takes, as a ratio to the two forward passes that it cannot do without, side by side with its peers.
+"""How long a MeZO step takes, as a ratio to the two forward passes that it cannot do without, side by side
+with its peers.
 
     python tests/benchmarks/test_mezo_step.py [OUT.json]        the table, and a file for the book's page
     pytest tests/benchmarks/test_mezo_step.py                   the same with the targets as tests
 
-One thread, one process, a 6-layer decoder of width 256 (5.8 million float32 weights), 64 and 512 tokens. In every round each
-candidate makes one step between two timings of the two forwards, so that what else the machine does hits both; CPU time,
-not wall time. Reported: the median of the rounds' ratios and their quartiles; and from the profiler's allocation events the
-highest number of bytes that a step holds beyond what a forward pass holds.
-"""
+One thread, one process, a 6-layer decoder of width 256 (5.8 million float32 weights), 64 and 512 tokens. In
+every round each candidate makes one step between two timings of the two forwards, so that what else the
+machine does hits both; CPU time, not wall time. Reported: the median of the rounds' ratios and their
+quartiles; and from the profiler's allocation events the highest number of bytes that a step holds beyond what
+a forward pass holds."""
 
 from __future__ import annotations
 
@@ -93,8 +94,8 @@ def ours(**options: object) -> Callable[[nn.Module, Tensor], Step]:
 
 
 def as_published(model: nn.Module, ids: Tensor) -> Step:
-    """Algorithm 1 the way the paper's code goes about it: four passes, each drawing z anew tensor by tensor from the reseeded
-    global generator and binding every parameter to a new tensor."""
+    """Algorithm 1 the way the paper's code goes about it: four passes, each drawing z anew tensor by tensor
+    from the reseeded global generator and binding every parameter to a new tensor."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     count = iter(range(10**9))
 
@@ -165,11 +166,20 @@ CANDIDATES = [
         needs="numba",
     ),
     Candidate("MeZO, numba", "gaussian", ours(backend="numba"), needs="numba"),
-    Candidate("MeZO, plain torch", "rademacher", ours(backend="torch", dist="rademacher"), targets=(2.0, 2.0)),
+    Candidate(
+        "MeZO, plain torch", "rademacher", ours(backend="torch", dist="rademacher"), targets=(2.0, 2.0)
+    ),
     Candidate("MeZO, plain torch", "gaussian", ours(backend="torch")),
-    Candidate("MeZO, exact mode, numba", "rademacher", ours(backend="numba", dist="rademacher", mode="exact"), needs="numba"),
+    Candidate(
+        "MeZO, exact mode, numba",
+        "rademacher",
+        ours(backend="numba", dist="rademacher", mode="exact"),
+        needs="numba",
+    ),
     Candidate("step of the paper's code, re-implemented", "gaussian", as_published, package="torch"),
-    Candidate("torchzero MeZO", "rademacher", torchzero("rademacher"), package="torchzero", needs="torchzero"),
+    Candidate(
+        "torchzero MeZO", "rademacher", torchzero("rademacher"), package="torchzero", needs="torchzero"
+    ),
     Candidate("torchzero MeZO", "gaussian", torchzero("gaussian"), package="torchzero", needs="torchzero"),
 ]
 
@@ -202,7 +212,9 @@ def cpu_seconds(step: Step) -> float:
 
 def peak_bytes(step: Step) -> int:
     """Highest sum of the bytes allocated and not yet freed during a step."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         step()
     now = high = 0
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -301,8 +313,12 @@ def rows() -> Iterator[dict[tuple[str, str, int], Row]]:
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize("candidate", [c for c in CANDIDATES if c.targets], ids=lambda c: f"{c.name}, {c.dist}")
-def test_a_step_reaches_its_target(rows: dict[tuple[str, str, int], Row], candidate: Candidate, tokens: int) -> None:
+@pytest.mark.parametrize(
+    "candidate", [c for c in CANDIDATES if c.targets], ids=lambda c: f"{c.name}, {c.dist}"
+)
+def test_a_step_reaches_its_target(
+    rows: dict[tuple[str, str, int], Row], candidate: Candidate, tokens: int
+) -> None:
     if not installed(candidate.needs):
         pytest.skip(f"needs {candidate.needs}")
     row = rows[candidate.name, candidate.dist, tokens]

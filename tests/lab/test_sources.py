@@ -153,6 +153,20 @@ def test_what_the_sweep_chose_is_source_of_the_quick_scale(tree):
     assert write({"metrics": {"lr": 0.2}, "provenance": {"seconds": 3}}, 2e9 + 2) != first
 
 
+def test_reported_numbers_are_source_where_they_are_reckoned_with(tree):
+    arms = tree / "experiments" / "toy" / "arms.py"
+    reported = tree / "claims" / "toy.csv"
+    reported.parent.mkdir()
+    hashes = []
+    for moment, (code, numbers) in enumerate([("X = 1\n", "12"), ("X = 1\n", "13"), ("from papercore.lab.claims import reported\n", "12"), ("from papercore.lab.claims import reported\n", "13")]):
+        arms.write_text(code)
+        reported.write_text(numbers)
+        for path in (arms, reported):
+            os.utime(path, (2e9 + moment, 2e9 + moment))
+        hashes.append(source_hash("toy", "quick"))
+    assert hashes[0] == hashes[1] and len(set(hashes)) == 3
+
+
 def test_the_text_of_a_tree_is_written_down(tmp_path):
     """Every Python from 3.11 on must give this text, or records made under another one would be stale."""
     path = tmp_path / "module.py"

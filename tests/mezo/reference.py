@@ -1,4 +1,5 @@
-"""MeZO written without any of its tricks: the direction is a stored vector, every addition of algorithm 1 is made apart.
+"""MeZO written without any of its tricks: the direction is a stored vector, every addition of algorithm 1 is
+made apart.
 
 The tests compare the optimiser with this and with torch's own optimisers fed with the stored estimate.
 """
@@ -64,11 +65,15 @@ def run_unfused(
     return weight.detach(), seen
 
 
-def split(theta: Tensor, shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:
+def split(
+    theta: Tensor, shapes: list[tuple[int, ...]], dtype: torch.dtype = torch.float64
+) -> list[nn.Parameter]:
     """theta [d] cut into parameters of the given shapes."""
     sizes = [int(torch.Size(shape).numel()) for shape in shapes]
     parts = torch.split(theta, sizes)
-    return [nn.Parameter(part.reshape(shape).to(dtype).clone()) for part, shape in zip(parts, shapes, strict=True)]
+    return [
+        nn.Parameter(part.reshape(shape).to(dtype).clone()) for part, shape in zip(parts, shapes, strict=True)
+    ]
 
 
 def joined(params: list[nn.Parameter]) -> Tensor:

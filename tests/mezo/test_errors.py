@@ -11,7 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from papercore.mezo import MeZO, effective_rank, gradient_norms, memory_model, noise, one_point_grad, spsa_grad
+from papercore.mezo import (
+    MeZO,
+    effective_rank,
+    gradient_norms,
+    memory_model,
+    noise,
+    one_point_grad,
+    spsa_grad,
+)
 from papercore.mezo.memory import devices_needed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -222,7 +230,7 @@ def test_a_slope_beyond_float32_counts_as_not_finite() -> None:
 # ---- warnings ------------------------------------------------------------------------------------------------------
 
 
-def caught(run) -> list[warnings.WarningMessage]:  # noqa: ANN001
+def caught(run) -> list[warnings.WarningMessage]:
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         run()

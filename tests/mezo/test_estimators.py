@@ -1,8 +1,7 @@
 """Explicit estimates against gradients, closed-form moments, and each other.
 
-Statistical bounds are k standard errors of the theory or of the sample; each test states its chance of a false alarm.
-The seeds are fixed, so a pass stays a pass.
-"""
+Statistical bounds are k standard errors of the theory or of the sample; each test states its chance of a
+false alarm. The seeds are fixed, so a pass stays a pass."""
 
 import math
 
@@ -58,11 +57,11 @@ def test_no_eps_error_on_a_quadratic_and_the_third_derivative_on_a_cubic(eps: fl
 @pytest.mark.parametrize("dist", DISTS)
 @pytest.mark.parametrize("n", [1, 4])
 def test_moments_of_the_estimate(dist: str, n: int) -> None:
-    """Mean = gradient and E|g_hat|^2 = factor |g|^2: (d+n+1)/n Gaussian, (d+n-1)/n sphere and Rademacher (lemmas 2, 5).
+    """Mean = gradient and E|g_hat|^2 = factor |g|^2: (d+n+1)/n Gaussian, (d+n-1)/n sphere and Rademacher
+    (lemmas 2, 5).
 
-    20,000 draws; 4 standard errors of the sample for the norm, 4.5 for each of 20 coordinates: false alarm < 3e-4.
-    The directions come straight from noise(); a few estimates are compared with spsa_grad itself.
-    """
+    20,000 draws; 4 standard errors of the sample for the norm, 4.5 for each of 20 coordinates: false alarm <
+    3e-4. The directions come straight from noise(); a few estimates are compared with spsa_grad itself."""
     d, draws = 20, 20_000 // n
     g = point(d, 2)
     total, square, coordinates = 0.0, 0.0, torch.zeros(d, dtype=torch.float64)
@@ -82,7 +81,9 @@ def test_moments_of_the_estimate(dist: str, n: int) -> None:
     (one,) = spsa_grad(lambda: g @ theta, [theta], 0.1, n=n, dist=dist, seed=9)
     z = torch.stack(
         [
-            noise(draw_seed(9, 0, j), 0, d, dist="rademacher" if dist == "rademacher" else "gaussian").double()
+            noise(
+                draw_seed(9, 0, j), 0, d, dist="rademacher" if dist == "rademacher" else "gaussian"
+            ).double()
             for j in range(n)
         ]
     )
@@ -143,8 +144,12 @@ def test_scaled_blocks_keep_or_divide_the_expectation() -> None:
     z = noise(draw_seed(6, 0), 0, 3, dist="rademacher", dtype=torch.float64)
     slope = float(g[0] @ z[:2]) / 4 + float(g[1] @ z[2:]) / 0.25
     variance = spsa_grad(loss, theta, 0.1, dist="rademacher", seed=6, scales=scales)
-    torch.testing.assert_close(torch.cat(variance), slope * z * torch.tensor([4, 4, 0.25]).double(), rtol=1e-6, atol=0)
-    expectation = spsa_grad(loss, theta, 0.1, dist="rademacher", seed=6, scales=scales, modified="expectation")
+    torch.testing.assert_close(
+        torch.cat(variance), slope * z * torch.tensor([4, 4, 0.25]).double(), rtol=1e-6, atol=0
+    )
+    expectation = spsa_grad(
+        loss, theta, 0.1, dist="rademacher", seed=6, scales=scales, modified="expectation"
+    )
     torch.testing.assert_close(torch.cat(expectation), slope * z, rtol=1e-6, atol=0)
     # The mean over all 8 sign patterns is exact: the gradient, and the gradient over the scales.
     patterns = torch.tensor([[a, b, c] for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)]).double()
@@ -207,7 +212,9 @@ def test_effective_rank_against_all_eigenvalues() -> None:
 
     start = torch.cat([p.detach().reshape(-1) for p in params.values()])
     eigenvalues = torch.linalg.eigvalsh(torch.func.hessian(flat_loss)(start))
-    result = effective_rank(lambda: (model(x) - y).square().mean(), model.parameters(), probes=200, iterations=40)
+    result = effective_rank(
+        lambda: (model(x) - y).square().mean(), model.parameters(), probes=200, iterations=40
+    )
     assert result.top == pytest.approx(float(eigenvalues.abs().max()), rel=1e-6)
     # 4 standard errors: false alarm 6e-5
     assert abs(result.trace - float(eigenvalues.sum())) < 4 * result.trace_se
@@ -263,11 +270,11 @@ def test_steps_depend_on_the_effective_rank_and_not_on_the_dimension() -> None:
 
 @pytest.mark.parametrize("dist", ["gaussian", "rademacher"])
 def test_descent_bound_on_a_quadratic(dist: str) -> None:
-    """E L(theta') <= L - eta |g|^2 + eta^2 l/2 gamma |g|^2 for a Hessian H <= l P with P a projector of rank r, equality at H = l P.
+    """E L(theta') <= L - eta |g|^2 + eta^2 l/2 gamma |g|^2 for a Hessian H <= l P with P a projector of rank
+    r, equality at H = l P.
 
-    gamma = (r + n + 1) / n bounds both distributions (Rademacher's own is (r + n - 1) / n on a coordinate projector).
-    4,000 draws; 4 standard errors: 6e-5 each.
-    """
+    gamma = (r + n + 1) / n bounds both distributions (Rademacher's own is (r + n - 1) / n on a coordinate
+    projector). 4,000 draws; 4 standard errors: 6e-5 each."""
     r, d, n, eta, draws = 5, 40, 2, 0.08, 4000
     for eigenvalues in (torch.ones(r), torch.linspace(0.1, 1, r)):
         h = torch.cat([eigenvalues, torch.zeros(d - r)]).double()

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from papercore.mezo import MeZO, draw_seed, noise
-from papercore.mezo import history, moves
+from papercore.mezo import MeZO, draw_seed, history, moves, noise
 from papercore.mezo.history import updates_before, window_of
 from tests.mezo.reference import curved, joined, run_unfused, split
 
@@ -63,7 +62,9 @@ def test_a_short_window_forgets_what_lies_before_it() -> None:
     for step in range(6):
         optimizer.step(lambda: 1e-3 * v @ joined(params))
         moved, before = joined(params) - before, joined(params)
-        expected = -sum(0.8**age * 1e-3 * (v @ z[step - age]) * z[step - age] for age in range(min(3, step + 1)))
+        expected = -sum(
+            0.8**age * 1e-3 * (v @ z[step - age]) * z[step - age] for age in range(min(3, step + 1))
+        )
         torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -134,7 +135,9 @@ def test_a_run_that_takes_more_draws_later_leaves_the_one_pass_adam() -> None:
     torch.testing.assert_close(joined(params), inner_weight.detach(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rule", [{"momentum": 0.9}, {"betas": (0.9, 0.99)}, {"betas": (0.9, 0.99), "dist": "rademacher"}], ids=str)
+@pytest.mark.parametrize(
+    "rule", [{"momentum": 0.9}, {"betas": (0.9, 0.99)}, {"betas": (0.9, 0.99), "dist": "rademacher"}], ids=str
+)
 def test_skipped_steps_are_no_updates(rule: dict) -> None:
     """As if torch's optimiser had not been called: neither ageing nor bias correction goes on."""
     params = split(start(), SHAPES)

@@ -27,18 +27,30 @@ def tiny(kind: str = "opt") -> nn.Module:
     ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": VOCABULARY}
     if kind == "opt":
         sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "max_position_embeddings": 32}
-        config = transformers.OPTConfig(num_hidden_layers=2, num_attention_heads=4, dropout=0.1, **sizes, **ends)
+        config = transformers.OPTConfig(
+            num_hidden_layers=2, num_attention_heads=4, dropout=0.1, **sizes, **ends
+        )
         return transformers.OPTForCausalLM(config).eval()
     if kind == "gpt2":
         return transformers.GPT2LMHeadModel(
             transformers.GPT2Config(n_embd=16, n_layer=2, n_head=4, n_positions=32, **ends)
         ).eval()
     if kind == "llama":
-        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+        sizes = {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        }
         return transformers.LlamaForCausalLM(
             transformers.LlamaConfig(num_hidden_layers=2, **sizes, **ends)
         ).eval()
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4, "max_position_embeddings": 40}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 40,
+    }
     return transformers.RobertaForMaskedLM(
         transformers.RobertaConfig(num_hidden_layers=2, **sizes, **ends)
     ).eval()
@@ -143,7 +155,9 @@ def test_prefix_starts_as_if_its_tokens_stood_before_the_text(kind: str) -> None
         expected = base(input_ids=torch.cat([before, ids], 1)).logits[:, 5:]
         found = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert float((found - base(input_ids=ids).logits.detach()).abs().max()) > 1e-4, "the prefix makes a difference"
+    assert float((found - base(input_ids=ids).logits.detach()).abs().max()) > 1e-4, (
+        "the prefix makes a difference"
+    )
     assert len(trained_names(model)) == 1 and default_eps(model) == DEFAULT_EPS["prefix"] == 1e-1
 
 
@@ -162,7 +176,8 @@ def test_prefix_trains_and_leaves_the_base_alone() -> None:
 
 def test_random_prefix_is_another_start() -> None:
     weights = [
-        prefix(tiny(), 3, init=init).prompt_encoder["default"].embedding.weight for init in ("activation", "random")
+        prefix(tiny(), 3, init=init).prompt_encoder["default"].embedding.weight
+        for init in ("activation", "random")
     ]
     assert weights[0].shape == weights[1].shape == (3, 2 * 2 * 16)
     assert not torch.allclose(*weights)
@@ -187,10 +202,16 @@ class Rows(torch.utils.data.Dataset):
         return len(self.ids)
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
-        return {"input_ids": self.ids[i], "attention_mask": torch.ones_like(self.ids[i]), "labels": self.ids[i]}
+        return {
+            "input_ids": self.ids[i],
+            "attention_mask": torch.ones_like(self.ids[i]),
+            "labels": self.ids[i],
+        }
 
 
-def trainer_of(model: nn.Module, folder: Path, *, steps: int = 6, batch: int = 4, mezo: dict | None = None, **options):
+def trainer_of(
+    model: nn.Module, folder: Path, *, steps: int = 6, batch: int = 4, mezo: dict | None = None, **options
+):
     from papercore.mezo import MeZOTrainer
 
     arguments = transformers.TrainingArguments(
@@ -241,7 +262,10 @@ def test_trainer_equals_a_loop_of_ones_own(tmp_path: Path) -> None:
     trainer = trainer_of(model, tmp_path, mezo={"eps": 0.01})
     batches = []
     step = trainer.training_step
-    trainer.training_step = lambda m, inputs, *a, **k: (batches.append(inputs["input_ids"]), step(m, inputs, *a, **k))[1]
+    trainer.training_step = lambda m, inputs, *a, **k: (
+        batches.append(inputs["input_ids"]),
+        step(m, inputs, *a, **k),
+    )[1]
     trainer.train()
     optimizer = MeZO(mine.named_parameters(), 0.01, 0.01, seed=7)
     for ids in batches:
@@ -263,7 +287,11 @@ def test_trainer_accumulates_micro_batches(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pipelined", [False, True])
 def test_trainer_resumes_from_a_checkpoint(tmp_path: Path, pipelined: bool) -> None:
-    options = {"save_strategy": "steps", "save_steps": 3, "mezo": {"eps": 0.01, "momentum": 0.9, "pipelined": pipelined}}
+    options = {
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "mezo": {"eps": 0.01, "momentum": 0.9, "pipelined": pipelined},
+    }
     straight = trainer_of(tiny(), tmp_path / "a", **options)
     straight.train()
     resumed = trainer_of(tiny(), tmp_path / "b", **options)

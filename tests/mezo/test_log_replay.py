@@ -1,6 +1,5 @@
 """A run as a log: what it holds, what it weighs, and the weights that it gives back, bit for bit."""
 
-import copy
 import math
 from pathlib import Path
 
@@ -57,7 +56,9 @@ def run(model: Net, steps: int, **options) -> MeZO:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("mode", ["inplace", "exact"])
-@pytest.mark.parametrize("rule", [{}, {"momentum": 0.9, "n": 2}, {"betas": (0.9, 0.99), "weight_decay": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "rule", [{}, {"momentum": 0.9, "n": 2}, {"betas": (0.9, 0.99), "weight_decay": 0.1}], ids=str
+)
 def test_replay_is_bit_exact(dtype: torch.dtype, mode: str, rule: dict, tmp_path: Path) -> None:
     """Also in place in half precision: the rounding of the perturbations repeats like everything else."""
     model = Net(dtype)
@@ -146,7 +147,9 @@ def test_replay_may_start_from_a_step_of_the_run() -> None:
     assert same(bits(replay(part, optimizer.log, start=4)), bits(model))
 
 
-@pytest.mark.parametrize("rule", [{}, {"momentum": 0.9}, {"betas": (0.9, 0.99)}, {"n": 12, "weight_decay": 0.3}], ids=str)
+@pytest.mark.parametrize(
+    "rule", [{}, {"momentum": 0.9}, {"betas": (0.9, 0.99)}, {"n": 12, "weight_decay": 0.3}], ids=str
+)
 def test_updates_alone_come_within_the_rounding_of_float32(rule: dict) -> None:
     model = Net()
     optimizer = run(model, 25, lr=0.004, **rule)
@@ -165,7 +168,8 @@ def test_drift_of_update_only_replay_in_half_precision() -> None:
         optimizer = run(model, 100, lr=1e-3, mode=mode)
         near = replay(Net(torch.bfloat16), optimizer.log, exact=False)
         gaps[mode] = sum(
-            float((a.float() - b.float()).square().sum()) for a, b in zip(bits(near), bits(model), strict=True)
+            float((a.float() - b.float()).square().sum())
+            for a, b in zip(bits(near), bits(model), strict=True)
         )
     assert gaps["exact"] < 0.5 * gaps["inplace"]
 
@@ -194,7 +198,9 @@ def test_names_find_weights_in_any_order_and_state() -> None:
             self.requires_grad_(True)
 
     again = replay(Reordered(), optimizer.log)
-    assert torch.equal(again.first.weight, model.first.weight) and torch.equal(again.last.bias, model.last.bias)
+    assert torch.equal(again.first.weight, model.first.weight) and torch.equal(
+        again.last.bias, model.last.bias
+    )
     assert torch.equal(again.fixed.weight, model.fixed.weight)
 
 
@@ -268,13 +274,16 @@ def test_size_is_four_bytes_a_draw_and_a_header(tmp_path: Path) -> None:
                 optimizer.step(lambda: weight.square().sum())
             optimizer.log.save(tmp_path / "run.zolog")
             sizes.append((tmp_path / "run.zolog").stat().st_size)
-            assert sizes[-1] == optimizer.log.nbytes == optimizer.log.header_nbytes + 4 * n * len(optimizer.log)
+            assert (
+                sizes[-1] == optimizer.log.nbytes == optimizer.log.header_nbytes + 4 * n * len(optimizer.log)
+            )
         assert optimizer.log.header_nbytes < 500
 
 
 def test_twenty_thousand_steps_of_a_large_model_stay_below_a_tenth_of_a_megabyte() -> None:
     """The table of parameters of the 66B OPT, 1,028 names, on the meta device; 20,000 float32 scalars."""
-    from papercore.mezo.log import Base, GroupSettings, Rule, Settings
+    from papercore.mezo.log import Base
+    from papercore.mezo.settings import GroupSettings, Rule, Settings
     from papercore.mezo.weights import Weight
 
     table = [
@@ -294,7 +303,7 @@ def test_twenty_thousand_steps_of_a_large_model_stay_below_a_tenth_of_a_megabyte
 
 
 def test_a_schedule_costs_what_the_docstring_says() -> None:
-    from papercore.mezo.log import GroupSettings, Rule, Settings
+    from papercore.mezo.settings import GroupSettings, Rule, Settings
 
     log = ZOLog(Rule(seed=1))
     for step in range(20_000):
@@ -351,7 +360,9 @@ def test_saving_flushes_a_pipelined_run(tmp_path: Path) -> None:
 # ---- resuming ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", [{"momentum": 0.9, "n": 2}, {"betas": (0.9, 0.99)}, {"pipelined": True}], ids=str)
+@pytest.mark.parametrize(
+    "rule", [{"momentum": 0.9, "n": 2}, {"betas": (0.9, 0.99)}, {"pipelined": True}], ids=str
+)
 def test_resumed_runs_take_the_same_steps(rule: dict, tmp_path: Path) -> None:
     """From a file that torch.load reads with weights_only=True, with a scheduler, into an optimiser made with other options."""
 

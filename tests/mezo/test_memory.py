@@ -58,7 +58,9 @@ ADAM_GB = {"1.3B": 27, "2.7B": 55, "6.7B": 156, "13B": 316, "30B": 633}
 
 @pytest.mark.parametrize("name", MEZO_GB)
 def test_memory_of_mezo_is_the_papers_within_a_gigabyte(name: str) -> None:
-    assert memory_model(OPT[name], "mezo", overhead_bytes=2 * GIB) / GIB == pytest.approx(MEZO_GB[name], abs=0.6)
+    assert memory_model(OPT[name], "mezo", overhead_bytes=2 * GIB) / GIB == pytest.approx(
+        MEZO_GB[name], abs=0.6
+    )
 
 
 @pytest.mark.parametrize("name", ADAM_GB)
@@ -74,7 +76,8 @@ def test_largest_model_on_so_many_devices() -> None:
         fits = [
             name
             for name, count in OPT.items()
-            if devices_needed(memory_model(count, method), overhead_gib=2.0 if method == "mezo" else 0.0) <= devices
+            if devices_needed(memory_model(count, method), overhead_gib=2.0 if method == "mezo" else 0.0)
+            <= devices
         ]
         return fits[-1]
 
@@ -86,7 +89,9 @@ def test_largest_model_on_so_many_devices() -> None:
 def test_exact_mode_adds_a_copy_of_what_is_trained() -> None:
     count = OPT["13B"]
     assert memory_model(count, "mezo", exact=True) == 2 * memory_model(count, "mezo")
-    assert memory_model(count, "mezo", exact=True, trainable=1000) == memory_model(count, "mezo") + 4000  # the adapter and its copy
+    assert (
+        memory_model(count, "mezo", exact=True, trainable=1000) == memory_model(count, "mezo") + 4000
+    )  # the adapter and its copy
     assert memory_model(count, "lora", trainable=1000) == memory_model(count, "inference") + 16_000
     assert memory_model(10, "mezo", activation_bytes=7) == 27
 
@@ -94,7 +99,7 @@ def test_exact_mode_adds_a_copy_of_what_is_trained() -> None:
 # ---- what a step allocates -----------------------------------------------------------------------------------------
 
 
-def peak(run) -> int:  # noqa: ANN001
+def peak(run) -> int:
     """Highest sum of the bytes allocated and not yet freed, over the profiler's allocation events."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
@@ -109,8 +114,8 @@ def peak(run) -> int:  # noqa: ANN001
 
 
 SETTINGS = [
-    # Chunks of float32 that a step may hold beyond a forward: the compiled loops make the noise in registers; plain torch works
-    # on the words of one chunk; Adam has the moments of a chunk besides.
+    # Chunks of float32 that a step may hold beyond a forward: the compiled loops make the noise in registers;
+    # plain torch works on the words of one chunk; Adam has the moments of a chunk besides.
     ("numba", {"dist": "gaussian"}, 0.1),
     ("numba", {"dist": "rademacher", "momentum": 0.9}, 0.1),
     ("numba", {"dist": "gaussian", "pipelined": True, "n": 2}, 0.1),
@@ -147,7 +152,11 @@ def test_exact_mode_keeps_one_copy() -> None:
     optimizer = MeZO(model.parameters(), 1e-4, mode="exact")
     weights = 4 * 1024 * 1025
     assert optimizer.extra_nbytes == weights
-    assert weights <= peak(lambda: optimizer.step(lambda: model(torch.ones(1, 1024)).mean())) <= weights + 64 * CHUNK
+    assert (
+        weights
+        <= peak(lambda: optimizer.step(lambda: model(torch.ones(1, 1024)).mean()))
+        <= weights + 64 * CHUNK
+    )
 
 
 def test_backpropagation_with_adam_takes_four_times_the_weights() -> None:

@@ -7,6 +7,7 @@ import math
 import random
 import warnings
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -465,11 +466,14 @@ def test_add_noise_refuses_arguments_that_do_not_fit():
 
 
 def test_backends_are_resolved_by_device(monkeypatch):
-    monkeypatch.setattr(noise_module, "_load", lambda name: object())
+    modules = {"numba": SimpleNamespace(), "triton": SimpleNamespace(works=lambda: True)}
+    monkeypatch.setattr(noise_module, "_load", modules.get)
     assert resolve_backend("auto", "cuda:1") == "triton"
     assert resolve_backend("auto", torch.device("cpu")) == "numba"
     assert resolve_backend("auto", "mps") == "torch"
     assert resolve_backend("torch", "cuda") == "torch"
+    modules["triton"].works = lambda: False
+    assert resolve_backend("auto", "cuda") == "torch"
     with pytest.raises(MissingBackend, match="backend='numba' works on the CPU, the tensors are on 'cuda'"):
         resolve_backend("numba", "cuda")
 

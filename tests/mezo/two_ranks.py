@@ -63,7 +63,9 @@ def batch(rank: int, width: int = 6, **options: object) -> dict:
     result = outcome(optimizer, model)
     result["sent"] -= before
     replayed = replay(network(width), optimizer.log)
-    result["replayed"] = all(torch.equal(a, b) for a, b in zip(replayed.parameters(), model.parameters(), strict=True))
+    result["replayed"] = all(
+        torch.equal(a, b) for a, b in zip(replayed.parameters(), model.parameters(), strict=True)
+    )
     return result
 
 
@@ -85,7 +87,9 @@ def directions(rank: int) -> dict:
         optimizer.step(lambda: loss_on(model, x, y))
     replayed = replay(network(), optimizer.log)
     result = outcome(optimizer, model)
-    result["replayed"] = all(torch.equal(a, b) for a, b in zip(replayed.parameters(), model.parameters(), strict=True))
+    result["replayed"] = all(
+        torch.equal(a, b) for a, b in zip(replayed.parameters(), model.parameters(), strict=True)
+    )
     return result
 
 
@@ -97,7 +101,10 @@ def seeds(rank: int) -> dict:
         warnings.simplefilter("always")
         optimizer = MeZO(model.parameters(), 0.01, seed=2**64 - 7 - rank, process_group=dist.group.WORLD)
     optimizer.step(lambda: loss_on(model, x, y))
-    return {**outcome(optimizer, model), "warnings": [str(w.message) for w in caught if "seed" in str(w.message)]}
+    return {
+        **outcome(optimizer, model),
+        "warnings": [str(w.message) for w in caught if "seed" in str(w.message)],
+    }
 
 
 def troubles(rank: int) -> dict:

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 from tests.tooling.mini_book import code, notebook, text, write_book
-from tooling.execute import Job, execute, key_of
+from tooling.execute import Job, execute, key_of, shown
 from tooling.one_notebook import place
 from tooling.sandbox import cores, environment
 
@@ -69,7 +69,7 @@ def test_a_failing_cell_is_named_with_its_error_and_log(run: tuple[Path, Path, d
     _, build, jobs, said = run
     assert jobs["broken"].failure == "cell 3 of 4 (divide) raised ZeroDivisionError: division by zero"
     log = build / "logs" / "broken.log"
-    assert f"log {log}" in said and "ZeroDivisionError" in log.read_text()
+    assert f"log {shown(log)}" in said and "ZeroDivisionError" in log.read_text()
     assert (build / "logs" / "broken.ipynb").is_file(), "the notebook so far helps to find the cause"
     assert not (build / "notebooks" / "broken.ipynb").exists(), (
         "a half-executed notebook must not be taken for a finished one"

@@ -76,7 +76,7 @@ ARMS: dict[str, Arm] = {
         Arm("eps_1e-2", (), eps=1e-2),
         Arm("batch_8", (), batch=8),
         Arm("decayed", (), decay=True),
-        Arm("longer", (), budget=5),
+        Arm("longer", (), budget=3),
     )
 }
 # Arms without a grid ask what happens when one thing changes: they keep the learning rate of `full`.
@@ -211,8 +211,8 @@ def run_mezo(
 ) -> dict[str, Any]:
     """Train one arm for `2 * steps` forward passes and test it on the way.
 
-    Returns: curve (test accuracy at each of `eval_at`, counted in units of two forward passes), losses (training objective
-    at each update), updates, trained (number of weights), start (test accuracy before), final.
+    Returns: curve (test accuracy at each of `at`, counted in units of two forward passes), area (its mean without the start:
+    how fast and how far), losses (training objective at each update), trained (number of weights), final.
     """
     rng = np.random.default_rng([seed, 1])
     task = Task(model, arm, rng)
@@ -253,8 +253,10 @@ def run_mezo(
     with torch.no_grad():
         losses = train(step, updates, text=arm.name)
     final = task.accuracy(test_ids, test.topics)
+    on_the_way = [curve[at] for at in sorted(curve) if at > 0] or [final]
     return {
         "curve": [curve[at] for at in sorted(curve)],
+        "area": float(np.mean(on_the_way)),
         "at": sorted(curve),
         "losses": losses,
         "trained": task.n_trained,
@@ -290,7 +292,6 @@ def fine_tune(
     *,
     steps: int,
     seed: int,
-    pretrained: bool = True,
 ) -> dict[str, Any]:
     """Adam by backpropagation on the same prompt and examples: accuracy after `steps`, and the training losses."""
     task = Task(model, ARMS["full"], np.random.default_rng([seed, 1]))

@@ -69,7 +69,7 @@ class Comparison:
     @property
     def eval_at(self) -> list[int]:
         """Steps at which the learning curves are tested."""
-        return sorted({0, *(round(self.config.steps * share) for share in (0.1, 0.25, 0.5, 1.0))})
+        return sorted({0, *(round(self.config.steps * share) for share in (1 / 6, 1 / 3, 2 / 3, 1))})
 
     def sample(self, shots: int, seed: int) -> Examples:
         return few_shot(shots, seed).to(self.config.torch_device())
@@ -101,8 +101,8 @@ class Comparison:
 def compare(shared: Comparison, record: Record) -> None:
     """Run everything and fill the record."""
     results = {name: shared.runs(name, shared.k, shared.eval_at, shared.seeds) for name in MAIN_ARMS}
-    results |= {name: shared.runs(name, shared.k, (0,), shared.seeds) for name in BUDGET_ARMS}
-    results |= {name: shared.runs(name, shared.k, (0,), shared.few) for name in VARIATIONS}
+    results |= {name: shared.runs(name, shared.k, shared.eval_at, shared.seeds) for name in BUDGET_ARMS}
+    results |= {name: shared.runs(name, shared.k, shared.eval_at, shared.few) for name in VARIATIONS}
     _references(shared, record, results)
     _curves(shared, record, results)
     _arms(shared, record, results)
@@ -165,12 +165,17 @@ def _curves(shared: Comparison, record: Record, results: dict[str, list[Run]]) -
 
 
 def _arms(shared: Comparison, record: Record, results: dict[str, list[Run]]) -> None:
-    """Final accuracy of every arm, and the accuracy half-way, where rates differ most."""
+    """Final accuracy of every arm, its mean along the learning curve, and the accuracy two thirds through."""
     record.metric("seeds", len(shared.seeds), "exact")
     for name in (*MAIN_ARMS, *BUDGET_ARMS):
-        s = summarize([run["final"] for run in results[name]])
+        s, area = (
+            summarize([run["final"] for run in results[name]]),
+            summarize([run["area"] for run in results[name]]),
+        )
         record.metric(f"{name}_mean", s.mean, "abs:0.08")
         record.metric(f"{name}_std", s.std, "abs:0.08")
+        record.metric(f"{name}_area", area.mean, "abs:0.08")
+        record.metric(f"{name}_area_std", area.std, "abs:0.08")
     halfway = shared.eval_at.index(sorted(shared.eval_at)[-2])
     for name in ("full", "no_prompt", "no_pretraining"):
         record.metric(
@@ -194,9 +199,12 @@ def first_below(losses: Sequence[float], level: float) -> float:
 
 
 def _budget(record: Record, results: dict[str, list[Run]]) -> None:
-    """More directions a step, or one-sided estimates, at the same number of forward passes."""
+    """More directions a step, or one-sided estimates, at the same number of forward passes.
+
+    Compared along the curve: at its end everything is close to the best possible reader.
+    """
     for name in BUDGET_ARMS:
-        gap = paired([run["final"] for run in results["full"]], [run["final"] for run in results[name]])
+        gap = paired([run["area"] for run in results["full"]], [run["area"] for run in results[name]])
         record.metric(f"full_minus_{name}", gap.difference, "abs:0.08")
         record.metric(f"full_minus_{name}_se", gap.se, "abs:0.05")
 
@@ -206,11 +214,15 @@ def _variations(shared: Comparison, record: Record, results: dict[str, list[Run]
     n = len(shared.few)
     rows = []
     for name in ("full", *VARIATIONS):
-        s = summarize([run["final"] for run in results[name][:n]])
-        rows.append([name, s.mean, s.std, s.n])
-    record.table("variations", ["what changes", "mean", "std", "seeds"], rows)
+        s, area = (summarize([run[what] for run in results[name][:n]]) for what in ("final", "area"))
+        rows.append([name, area.mean, area.std, s.mean, s.std, s.n])
+    record.table(
+        "variations", ["what changes", "curve mean", "curve std", "final mean", "final std", "seeds"], rows
+    )
     for name in VARIATIONS:
-        gap = paired([run["final"] for run in results[name]], [run["final"] for run in results["full"][:n]])
+        # A longer run is asked whether it ends worse, the others whether they learn at another pace.
+        what = "final" if name == "longer" else "area"
+        gap = paired([run[what] for run in results[name]], [run[what] for run in results["full"][:n]])
         record.metric(f"{name}_minus_full", gap.difference, "abs:0.08")
 
 

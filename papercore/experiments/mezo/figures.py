@@ -64,7 +64,10 @@ def prompt(record: Record) -> Drawn:
         _spread_note(ax, len(record.arrays["curve_full"]))
         ax.set(xlabel="forward passes", ylabel="test accuracy", ylim=(0, 1.03))
         tasks = ("SST-2", "SNLI", "TREC")
-        paper = {row: [reported_value("mezo", TABLE_5, row, task) / 100 for task in tasks] for row in ("Prompt", "No prompt")}
+        paper = {
+            row: [reported_value("mezo", TABLE_5, row, task) / 100 for task in tasks]
+            for row in ("Prompt", "No prompt")
+        }
         for index, (row, values) in enumerate(paper.items()):
             side.plot(range(len(tasks)), values, label=f"reported, {row.lower()}", **reported_style(index))
         side.set_xticks(range(len(tasks)), tasks, rotation=40, ha="right")
@@ -118,7 +121,17 @@ def bars(record: Record) -> Drawn:
             means, sds = ([found[name, k][key] for name in methods] for key in ("mean", "std"))
             # One hue, three shades: told apart without colour vision too.
             shade = ("#d9e9f4", "#7fb8d8", COLOURS[0])[i % 3]
-            ax.bar(at, means, 0.92 * width, yerr=sds, label=f"k = {k}", color=shade, edgecolor="#333333", linewidth=0.6, error_kw={"elinewidth": 1.0})
+            ax.bar(
+                at,
+                means,
+                0.92 * width,
+                yerr=sds,
+                label=f"k = {k}",
+                color=shade,
+                edgecolor="#333333",
+                linewidth=0.6,
+                error_kw={"elinewidth": 1.0},
+            )
         at, values = _reported_bars(methods)
         ax.plot(at, values, label="reported (TREC, k = 16)", **reported_style())
         _ceiling(ax, record)
@@ -126,7 +139,10 @@ def bars(record: Record) -> Drawn:
         ax.set(ylabel="test accuracy", ylim=(0, 1.05))
         ax.grid(visible=False, axis="x")
         fig.legend(ncols=4, **LEGEND)
-    last = ", ".join(f"{METHODS[name]} {found[name, shots[-1]]['mean']:.2f}".replace("\n", " ").replace("- ", "-") for name in methods)
+    last = ", ".join(
+        f"{METHODS[name]} {found[name, shots[-1]]['mean']:.2f}".replace("\n", " ").replace("- ", "-")
+        for name in methods
+    )
     alt = f"Bars of test accuracy at k = {shots[-1]}: {last}. Chance is {CHANCE:.2f}, the best possible reader reaches {record.metrics['bayes']:.2f}."
     caption = (
         f"Test accuracy by method and k (labelled sentences per topic), {record.scale} scale: mean of {found[methods[0], shots[-1]]['seeds']} "
@@ -138,7 +154,13 @@ def bars(record: Record) -> Drawn:
 
 def _reported_bars(methods: list[str]) -> tuple[list[int], list[float]]:
     """Positions and values of the bars that the paper has a TREC number for at k = 16."""
-    names = {"linear probe": "LP", "fine-tuning (Adam)": "FT", "MeZO full": "MeZO", "MeZO lora": "MeZO (LoRA)", "MeZO prefix": "MeZO (prefix)"}
+    names = {
+        "linear probe": "LP",
+        "fine-tuning (Adam)": "FT",
+        "MeZO full": "MeZO",
+        "MeZO lora": "MeZO (LoRA)",
+        "MeZO prefix": "MeZO (prefix)",
+    }
     at, values = [], []
     for i, method in enumerate(methods):
         if method == "zero-shot":
@@ -162,15 +184,26 @@ def adapters(record: Record) -> Drawn:
             size = f"{label} ({record.metrics[f'{name}_trained']:,.0f})"
             _band(ax, np.arange(1, losses.shape[1] + 1), losses, size, INDEX[name])
         ax.axhline(0.5, color=GREY, linewidth=1.0, linestyle=":")
-        ax.annotate("level that claim C6 counts to", (0.99, 0.5), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=GREY)
+        ax.annotate(
+            "level that claim C6 counts to",
+            (0.99, 0.5),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            color=GREY,
+        )
         _spread_note(ax, len(record.arrays["losses_full"]), at=(0.99, 0.97))
         ax.set(xlabel="MeZO step (two forward passes)", ylabel="training loss, nat", ylim=(0, None))
         fig.legend(ncols=2, **LEGEND)
     m, seeds = record.metrics, len(record.arrays["losses_full"])
     steps = {name: m[f"{name}_steps_to_half_nat"] for name in names}
     ratio = m["full_trained"] / m["prefix_trained"]
-    alt = "Training loss against steps for four choices of what is trained. Mean steps to a loss of 0.5: " + ", ".join(
-        f"{label} ({m[f'{name}_trained']:,.0f} weights) {steps[name]:.0f}" for name, label in names.items()
+    alt = (
+        "Training loss against steps for four choices of what is trained. Mean steps to a loss of 0.5: "
+        + ", ".join(
+            f"{label} ({m[f'{name}_trained']:,.0f} weights) {steps[name]:.0f}"
+            for name, label in names.items()
+        )
     )
     caption = (
         f"Training loss at k = {max(record.config['shots'])}, {record.scale} scale: running mean of five steps, then the mean of {seeds} "
@@ -187,12 +220,18 @@ def checkpoints(record: Record) -> Drawn:
     with style():
         fig = Figure()
         ax = fig.subplots()
-        for column, index, label in (("MeZO", 0, "MeZO"), ("in-context", 5, "in-context learning"), ("zero-shot", 6, "zero-shot")):
+        for column, index, label in (
+            ("MeZO", 0, "MeZO"),
+            ("in-context", 5, "in-context learning"),
+            ("zero-shot", 6, "zero-shot"),
+        ):
             values = [row[column] for row in table]
             ax.plot(steps, values, label=label, **series_style(index, points=len(steps)))
             if column == "MeZO":
                 sd = np.array([row["MeZO std"] for row in table])
-                ax.fill_between(steps, values - sd, values + sd, color=COLOURS[index], alpha=0.18, linewidth=0.6)
+                ax.fill_between(
+                    steps, values - sd, values + sd, color=COLOURS[index], alpha=0.18, linewidth=0.6
+                )
         _ceiling(ax, record)
         ax.set(xlabel="steps of pretraining before the task", ylabel="test accuracy", ylim=(0, 1.03))
         fig.legend(ncols=3, **LEGEND)
@@ -243,14 +282,21 @@ def variations(record: Record) -> Drawn:
                     elinewidth=1.2, capsize=2.5, label="measured, ± 1 s.d.")  # fmt: skip
         paper = _reported_variations()
         for label, gaps in paper.items():
-            look = reported_style() | {"markersize": 5.5, "label": "reported, one marker a task" if label == next(iter(paper)) else None}
+            look = reported_style() | {
+                "markersize": 5.5,
+                "label": "reported, one marker a task" if label == next(iter(paper)) else None,
+            }
             ax.plot(gaps, [order.index(label) + 0.26] * len(gaps), **look)
         ax.set_yticks(range(len(shown)), order)
         ax.invert_yaxis()
         ax.set(xlabel="accuracy minus that of the usual setting, points")
         ax.grid(visible=False, axis="y")
         fig.legend(ncols=2, **LEGEND)
-    alt = "Change in accuracy, in points, when one thing changes: " + ", ".join(f"{label} {100 * gap:+.1f}" for label, gap, _ in shown) + "."
+    alt = (
+        "Change in accuracy, in points, when one thing changes: "
+        + ", ".join(f"{label} {100 * gap:+.1f}" for label, gap, _ in shown)
+        + "."
+    )
     caption = (
         f"One change at a time against n = 1, eps = 0.001, all sentences in every step ({record.scale} scale, k = "
         f"{max(record.config['shots'])}, {m['seeds']:.0f} seeds for the first five rows and {table['full']['seeds']} for the others; the same "
@@ -264,10 +310,16 @@ def _reported_variations() -> dict[str, list[float]]:
     out: dict[str, list[float]] = {}
     for n in (4, 16):
         out[VARIATIONS[f"n{n}"]] = [
-            reported_value("mezo", TABLE_6, f"n={n} constant", task) - reported_value("mezo", TABLE_6, "n=1 constant", task) for task in ("SST-2", "SNLI", "TREC")
+            reported_value("mezo", TABLE_6, f"n={n} constant", task)
+            - reported_value("mezo", TABLE_6, "n=1 constant", task)
+            for task in ("SST-2", "SNLI", "TREC")
         ]
     tasks = ("SST-2", "SST-5", "SNLI", "MNLI", "RTE", "TREC")
-    out[VARIATIONS["one_point"]] = [reported_value("mezo", TABLE_11, "One-point 40K", task) - reported_value("mezo", TABLE_11, "SPSA 20K steps", task) for task in tasks]
+    out[VARIATIONS["one_point"]] = [
+        reported_value("mezo", TABLE_11, "One-point 40K", task)
+        - reported_value("mezo", TABLE_11, "SPSA 20K steps", task)
+        for task in tasks
+    ]
     return out
 
 
@@ -294,7 +346,15 @@ def _band(ax: Any, x: NDArray[Any], runs: NDArray[Any], label: str, index: int) 
 def _spread_note(ax: Any, seeds: int, at: tuple[float, float] = (0.99, 0.03)) -> None:
     """What the bands are, inside the figure: a band without a meaning is decoration."""
     text = f"bands: ± 1 s.d., {seeds} seeds"
-    ax.annotate(text, at, xycoords="axes fraction", ha="right", va="bottom" if at[1] < 0.5 else "top", fontsize=8.5, color=GREY)
+    ax.annotate(
+        text,
+        at,
+        xycoords="axes fraction",
+        ha="right",
+        va="bottom" if at[1] < 0.5 else "top",
+        fontsize=8.5,
+        color=GREY,
+    )
 
 
 def _ceiling(ax: Any, record: Record) -> None:
@@ -302,4 +362,12 @@ def _ceiling(ax: Any, record: Record) -> None:
     for value, label in ((CHANCE, "chance"), (record.metrics.get("bayes"), "best possible")):
         if value is not None:
             ax.axhline(value, color=GREY, linewidth=1.0, linestyle=":")
-            ax.annotate(label, (0.995, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color=GREY)
+            ax.annotate(
+                label,
+                (0.995, value),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize=8,
+                color=GREY,
+            )

@@ -34,25 +34,59 @@ def memory(record: Record) -> Drawn:
     with style(height=3.3):
         fig = Figure()
         left, right = fig.subplots(1, 2, width_ratios=(1.35, 1))
-        for name, closed, reported, index in (("MeZO", "MeZO GiB, closed form", "MeZO reported", 0), ("Adam, floor", "FT GiB, floor", "FT reported", 1)):
-            left.plot(weights, [row[closed] for row in sizes], label=name, **series_style(index) | {"marker": "none"})
-            given = [(w, row[reported]) for w, row in zip(weights, sizes, strict=True) if row[reported] is not None]
-            left.plot(*zip(*given, strict=True), label=f"{name.split(',')[0]}, reported", **reported_style(index))
+        for name, closed, reported, index in (
+            ("MeZO", "MeZO GiB, closed form", "MeZO reported", 0),
+            ("Adam, floor", "FT GiB, floor", "FT reported", 1),
+        ):
+            left.plot(
+                weights,
+                [row[closed] for row in sizes],
+                label=name,
+                **series_style(index) | {"marker": "none"},
+            )
+            given = [
+                (w, row[reported]) for w, row in zip(weights, sizes, strict=True) if row[reported] is not None
+            ]
+            left.plot(
+                *zip(*given, strict=True), label=f"{name.split(',')[0]}, reported", **reported_style(index)
+            )
         left.axhline(GPU_GIB, color=GREY, linewidth=1.0, linestyle=":")
-        left.annotate(f"one {GPU_GIB:.0f} GB GPU", (0.01, GPU_GIB), xycoords=("axes fraction", "data"), va="bottom", fontsize=8.5, color=GREY)
+        left.annotate(
+            f"one {GPU_GIB:.0f} GB GPU",
+            (0.01, GPU_GIB),
+            xycoords=("axes fraction", "data"),
+            va="bottom",
+            fontsize=8.5,
+            color=GREY,
+        )
         left.set(xscale="log", yscale="log", xlabel="OPT, billions of weights", ylabel="GPU memory, GiB")
         left.set_xticks(weights, [row["size"].rstrip("B") for row in sizes])
         left.set_xticks([], minor=True)
         for method, index in (("Inference/MeZO", 0), ("FT", 1)):
             found = [row for row in fits if row["method"] == method]
             gpus = [row["GPUs"] for row in found]
-            right.plot(gpus, [_billions(row["closed form"]) for row in found], **series_style(index) | {"markersize": 3.5})
-            right.plot(gpus, [_billions(row["reported"]) for row in found], **reported_style(index) | {"markersize": 8.0, "zorder": 1.5})
+            right.plot(
+                gpus,
+                [_billions(row["closed form"]) for row in found],
+                **series_style(index) | {"markersize": 3.5},
+            )
+            right.plot(
+                gpus,
+                [_billions(row["reported"]) for row in found],
+                **reported_style(index) | {"markersize": 8.0, "zorder": 1.5},
+            )
             for row in found:
                 shift = (-2, 7) if index == 0 else (2, -14)
                 right.annotate(row["closed form"], (row["GPUs"], _billions(row["closed form"])), xytext=shift, textcoords="offset points",
                                fontsize=8, ha="center", color=COLOURS[index])  # fmt: skip
-        right.set(xscale="log", yscale="log", xlabel="80 GB GPUs", ylabel="largest OPT that fits", xlim=(0.75, 11), ylim=(1.4, 400))
+        right.set(
+            xscale="log",
+            yscale="log",
+            xlabel="80 GB GPUs",
+            ylabel="largest OPT that fits",
+            xlim=(0.75, 11),
+            ylim=(1.4, 400),
+        )
         right.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
         right.set_xticks([], minor=True)
         ticks = [2.7, 6.7, 13, 30, 66, 175]
@@ -62,7 +96,10 @@ def memory(record: Record) -> Drawn:
     m = record.metrics
     alt = (
         "Left: memory against model size. "
-        + "; ".join(f"OPT-{row['size']}: MeZO {row['MeZO GiB, closed form']:.1f} computed, {row['MeZO reported']:g} reported" for row in sizes)
+        + "; ".join(
+            f"OPT-{row['size']}: MeZO {row['MeZO GiB, closed form']:.1f} computed, {row['MeZO reported']:g} reported"
+            for row in sizes
+        )
         + f". Adam's floor at 13B: {next(row['FT GiB, floor'] for row in sizes if row['size'] == '13B'):.0f} GiB. Right: largest model that fits: "
         + ", ".join(f"{row['GPUs']} GPUs {row['method']} {row['closed form']}" for row in fits)
         + "."
@@ -88,16 +125,36 @@ def storage(record: Record) -> Drawn:
         ax = fig.subplots()
         colours = [COLOURS[6], COLOURS[2], COLOURS[3], COLOURS[0], COLOURS[0]]
         for line, row in enumerate(found):
-            ax.barh(line, row["bytes"], height=0.6, color=colours[line % 5], edgecolor="#333333", linewidth=0.6)
-            ax.annotate(_bytes(row["bytes"]), (row["bytes"], line), xytext=(13, 0), textcoords="offset points", va="center", fontsize=9)
-        given = [(row["reported MB"] * 1e6, line) for line, row in enumerate(found) if row["reported MB"] is not None]
+            ax.barh(
+                line, row["bytes"], height=0.6, color=colours[line % 5], edgecolor="#333333", linewidth=0.6
+            )
+            ax.annotate(
+                _bytes(row["bytes"]),
+                (row["bytes"], line),
+                xytext=(13, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+            )
+        given = [
+            (row["reported MB"] * 1e6, line)
+            for line, row in enumerate(found)
+            if row["reported MB"] is not None
+        ]
         ax.plot(*zip(*given, strict=True), label="reported (for the log: an upper bound)", **reported_style())
-        ax.set_yticks(range(len(found)), [row["what is stored"].replace(", fp32 scalars", "").replace(" (RoBERTa)", "") for row in found])
+        ax.set_yticks(
+            range(len(found)),
+            [row["what is stored"].replace(", fp32 scalars", "").replace(" (RoBERTa)", "") for row in found],
+        )
         ax.invert_yaxis()
         ax.set(xscale="log", xlim=(1e3, 2e13), xlabel="bytes")
         ax.grid(visible=False, axis="y")
         fig.legend(**LEGEND)
-    alt = "Bytes on a logarithmic axis: " + ", ".join(f"{row['what is stored']} {_bytes(row['bytes'])}" for row in found) + "."
+    alt = (
+        "Bytes on a logarithmic axis: "
+        + ", ".join(f"{row['what is stored']} {_bytes(row['bytes'])}" for row in found)
+        + "."
+    )
     caption = (
         "What a fine-tuned OPT-66B takes beside its base (logarithmic axis; hollow: the paper). The log keeps one 32-bit scalar a step; "
         f"a real file of 20,000 steps, header and checksums included, has {record.metrics['log_bytes_20000_steps']:,.0f} bytes. At 100,000 steps, "
@@ -129,18 +186,47 @@ def hours(record: Record) -> Drawn:
         at = range(len(found))
         ax.plot(at, ratios, color=COLOURS[0], linewidth=1.0, linestyle=":", marker="none")
         ax.plot(at, ratios, label="GPU-hours of a whole run", **reported_style(0))
-        ax.plot(at, [1 / speed for speed in per_step], color=COLOURS[1], linewidth=1.0, linestyle=":", marker="none")
+        ax.plot(
+            at,
+            [1 / speed for speed in per_step],
+            color=COLOURS[1],
+            linewidth=1.0,
+            linestyle=":",
+            marker="none",
+        )
         ax.plot(at, [1 / speed for speed in per_step], label="seconds of a step", **reported_style(1))
         for value, words in ((1.0, "equal"), (0.5, "half")):
             ax.axhline(value, color=GREY, linewidth=1.0, linestyle="-" if value == 1 else ":")
-            ax.annotate(words, (0.005, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=8.5, color=GREY)
+            ax.annotate(
+                words,
+                (0.005, value),
+                xycoords=("axes fraction", "data"),
+                va="bottom",
+                fontsize=8.5,
+                color=GREY,
+            )
         for line, value in enumerate(ratios):
-            ax.annotate(f"{value:.3g}", (line, value), xytext=(0, 8 if value > 0.6 else -16), textcoords="offset points", ha="center", fontsize=9, color=COLOURS[0])
+            ax.annotate(
+                f"{value:.3g}",
+                (line, value),
+                xytext=(0, 8 if value > 0.6 else -16),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9,
+                color=COLOURS[0],
+            )
         ax.set(yscale="log", ylim=(0.08, 90), xlim=(-0.55, len(found) - 0.6), ylabel="MeZO / fine-tuning")
         ax.set_yticks([0.1, 1, 10], ["0.1", "1", "10"])
-        ax.set_xticks(list(at), [f"OPT-{row['size']}\n{row['GPUs']:.0f} and {row['GPUs of FT']:.0f} GPUs" for row in found])
+        ax.set_xticks(
+            list(at),
+            [f"OPT-{row['size']}\n{row['GPUs']:.0f} and {row['GPUs of FT']:.0f} GPUs" for row in found],
+        )
         fig.legend(ncols=2, **LEGEND)
-    alt = "GPU-hours of MeZO over those of fine-tuning: " + ", ".join(f"OPT-{row['size']} {row['ratio']:.2f}" for row in found) + "."
+    alt = (
+        "GPU-hours of MeZO over those of fine-tuning: "
+        + ", ".join(f"OPT-{row['size']} {row['ratio']:.2f}" for row in found)
+        + "."
+    )
     least = min(found, key=lambda row: row["ratio"])
     caption = (
         "All from the paper's Table 23 (hollow: reported, or computed from reported values): 20,000 steps of MeZO against 625 of fine-tuning. "
@@ -162,7 +248,9 @@ def benchmarks() -> dict[str, Any] | None:
 def _read(path: Path) -> dict[str, Any]:
     document = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(document, dict):
-        raise ValueError(f"{path} is not a benchmark record: the top level is a {type(document).__name__}, expected an object")
+        raise ValueError(
+            f"{path} is not a benchmark record: the top level is a {type(document).__name__}, expected an object"
+        )
     return document
 
 
@@ -170,5 +258,7 @@ def step_time(record: Record | None = None) -> Drawn:
     """Time of a step over two forward passes, by kernel."""
     found = benchmarks()
     if found is None:
-        raise NotMeasured("records/benchmarks/mezo.json is missing: `make bench` measures the kernels and writes it")
+        raise NotMeasured(
+            "records/benchmarks/mezo.json is missing: `make bench` measures the kernels and writes it"
+        )
     raise NotImplementedError

@@ -24,7 +24,14 @@ from papercore.mezo import memory_model
 CURVATURE = np.array([0.35, 2.2])
 START, DIRECTION, EPS, LR = np.array([-2.1, 0.85]), np.array([1.0, -0.35]), 1.15, 0.42
 # Room for a line of text above a figure; the style's own spacing would cut four entries off at the edge.
-LEGEND: dict[str, Any] = {"loc": "outside upper left", "columnspacing": 1.2, "handlelength": 2.3, "handletextpad": 0.5, "fontsize": 9, "borderaxespad": 0.1}
+LEGEND: dict[str, Any] = {
+    "loc": "outside upper left",
+    "columnspacing": 1.2,
+    "handlelength": 2.3,
+    "handletextpad": 0.5,
+    "fontsize": 9,
+    "borderaxespad": 0.1,
+}
 
 
 def idea(record: Record | None = None) -> Drawn:
@@ -40,14 +47,28 @@ def idea(record: Record | None = None) -> Drawn:
         fig = Figure()
         ax, boxes = fig.subplots(1, 2, width_ratios=(1.65, 1))
         x, y = np.meshgrid(np.linspace(-3.6, 0.9, 120), np.linspace(-0.7, 1.6, 120))
-        ax.contour(x, y, loss(np.stack([x, y], axis=-1)), levels=[0.04, 0.2, 0.5, 1, 1.7, 2.6, 3.7], colors="#bcbcbc", linewidths=0.8)
+        ax.contour(
+            x,
+            y,
+            loss(np.stack([x, y], axis=-1)),
+            levels=[0.04, 0.2, 0.5, 1, 1.7, 2.6, 3.7],
+            colors="#bcbcbc",
+            linewidths=0.8,
+        )
         ax.plot(*np.stack([minus, plus]).T, color=GREY, linewidth=1.0, linestyle=":", marker="none")
         _arrow(ax, START, end, COLOURS[0], "-")
         gradient = CURVATURE * START
         _arrow(ax, START, START - LR * gradient, COLOURS[1], "--")
         ax.plot(*START, marker="o", color="#222222", markersize=7)
         for point in (plus, minus):
-            ax.plot(*point, marker="o", markerfacecolor="white", markeredgecolor=COLOURS[0], markeredgewidth=1.6, markersize=7)
+            ax.plot(
+                *point,
+                marker="o",
+                markerfacecolor="white",
+                markeredgecolor=COLOURS[0],
+                markeredgewidth=1.6,
+                markersize=7,
+            )
         ax.plot(0, 0, marker="*", color=GREY, markersize=11)
         for text, point, shift, side in (
             (r"$\theta$", START, (-8, -12), "right"),
@@ -75,7 +96,17 @@ def idea(record: Record | None = None) -> Drawn:
 
 def _arrow(ax: Any, start: NDArray[np.float64], end: NDArray[np.float64], colour: str, line: str) -> None:
     ax.add_patch(
-        FancyArrowPatch(tuple(start), tuple(end), arrowstyle="-|>", mutation_scale=13, color=colour, linestyle=line, linewidth=1.9, shrinkA=4, shrinkB=0)
+        FancyArrowPatch(
+            tuple(start),
+            tuple(end),
+            arrowstyle="-|>",
+            mutation_scale=13,
+            color=colour,
+            linestyle=line,
+            linewidth=1.9,
+            shrinkA=4,
+            shrinkB=0,
+        )
     )
 
 
@@ -93,11 +124,39 @@ def _memory_boxes(ax: Any) -> dict[str, float]:
     for line, (name, boxes) in enumerate(parts):
         left = 0.0
         for label, size in boxes:
-            ax.add_patch(Rectangle((left, line - 0.32), size, 0.64, facecolor=colours[label], edgecolor="#333333", linewidth=0.7))
-            ax.text(left + size / 2, line, label, ha="center", va="center", fontsize=9, color="white" if label in ("θ", "grad") else "black")
+            ax.add_patch(
+                Rectangle(
+                    (left, line - 0.32),
+                    size,
+                    0.64,
+                    facecolor=colours[label],
+                    edgecolor="#333333",
+                    linewidth=0.7,
+                )
+            )
+            ax.text(
+                left + size / 2,
+                line,
+                label,
+                ha="center",
+                va="center",
+                fontsize=9,
+                color="white" if label in ("θ", "grad") else "black",
+            )
             left += size
         if name == "Adam":
-            ax.add_patch(Rectangle((left, line - 0.32), 3.2, 0.64, facecolor="white", edgecolor="#333333", linewidth=0.7, hatch="////", linestyle="--"))
+            ax.add_patch(
+                Rectangle(
+                    (left, line - 0.32),
+                    3.2,
+                    0.64,
+                    facecolor="white",
+                    edgecolor="#333333",
+                    linewidth=0.7,
+                    hatch="////",
+                    linestyle="--",
+                )
+            )
             ax.annotate("activations", (left + 3.2, line - 0.42), ha="right", va="bottom", fontsize=8.5)
     ax.set_yticks(range(len(parts)), [name for name, _ in parts])
     ax.set(xlim=(0, 4 * full + 3.8), ylim=(len(parts) - 0.4, -0.6), xlabel="bytes a weight")
@@ -121,14 +180,29 @@ def rates(record: Record) -> Drawn:
             whiskers = np.abs(np.stack([steps.min(axis=1), steps.max(axis=1)]) - mean)
             look = series_style(6 if family == "isotropic" else index)
             label = "r = d (isotropic)" if family == "isotropic" else f"r = {found[0]['r']}"
-            ax.errorbar([row["d"] for row in found], mean, yerr=whiskers, label=label, elinewidth=1.0, capsize=2.5, **look)
-        ax.set(xscale="log", yscale="log", xlabel="number of weights d", ylabel="MeZO steps to 0.1 % of the start")
+            ax.errorbar(
+                [row["d"] for row in found],
+                mean,
+                yerr=whiskers,
+                label=label,
+                elinewidth=1.0,
+                capsize=2.5,
+                **look,
+            )
+        ax.set(
+            xscale="log",
+            yscale="log",
+            xlabel="number of weights d",
+            ylabel="MeZO steps to 0.1 % of the start",
+        )
         fig.legend(ncols=4, **LEGEND)
     require(record, "isotropic_exponent", "rank_exponent", "rank_spread_over_dimension")
     m = record.metrics
     told = []
     for family, found in families.items():
-        points = ", ".join(f"{value:.0f} at d = {row['d']:,}" for value, row in zip(means[family], found, strict=True))
+        points = ", ".join(
+            f"{value:.0f} at d = {row['d']:,}" for value, row in zip(means[family], found, strict=True)
+        )
         told.append(f"{family}: {points}")
     alt = f"Steps against number of weights on logarithmic axes. {'; '.join(told)}"
     caption = (
@@ -146,8 +220,19 @@ def moments(record: Record) -> Drawn:
         fig = Figure()
         left, right = fig.subplots(1, 2, width_ratios=(1.05, 1))
         names = {"gaussian": "Gaussian", "sphere": "sphere", "rademacher": "signs"}
-        first = [(f"{names[row['directions']]}, {row['d']}, {row['n']}", row["measured"], row["se"], row["closed form"]) for row in squares]
-        second = [(f"{row['d']:,}, {row['r']}, {row['n']}", row["measured"], row["se"], row["1 - 1/gamma"]) for row in steps]
+        first = [
+            (
+                f"{names[row['directions']]}, {row['d']}, {row['n']}",
+                row["measured"],
+                row["se"],
+                row["closed form"],
+            )
+            for row in squares
+        ]
+        second = [
+            (f"{row['d']:,}, {row['r']}, {row['n']}", row["measured"], row["se"], row["1 - 1/gamma"])
+            for row in steps
+        ]
         for ax, found, index, label, heads in (
             (left, first, 0, "mean square of the estimate", "directions, d, n"),
             (right, second, 2, "loss left after one step", "d, r, n"),
@@ -155,7 +240,15 @@ def moments(record: Record) -> Drawn:
             at = np.arange(len(found))
             measured, se, closed = (np.array([row[i] for row in found]) for i in (1, 2, 3))
             ax.axvline(1.0, color=GREY, linewidth=1.0)
-            ax.errorbar(measured / closed, at, xerr=2 * se / closed, fmt=MARKERS[index], color=COLOURS[index], elinewidth=1.2, capsize=2.5)
+            ax.errorbar(
+                measured / closed,
+                at,
+                xerr=2 * se / closed,
+                fmt=MARKERS[index],
+                color=COLOURS[index],
+                elinewidth=1.2,
+                capsize=2.5,
+            )
             ax.set_yticks(at, [row[0] for row in found], fontsize=8.5)
             ax.invert_yaxis()
             reach = float(np.max(np.abs(measured / closed - 1) + 2 * se / closed))
@@ -167,7 +260,15 @@ def moments(record: Record) -> Drawn:
                 ax.annotate(text, place, xycoords="axes fraction", xytext=(-6 if place[0] == 0 else 0, 4), textcoords="offset points",
                             ha="right", fontsize=8.5, color=GREY)  # fmt: skip
             for line, value in zip(at, closed, strict=True):
-                ax.annotate(f"{value:.4g}", (1.0, line), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=8.5, color=GREY)
+                ax.annotate(
+                    f"{value:.4g}",
+                    (1.0, line),
+                    xycoords=("axes fraction", "data"),
+                    ha="right",
+                    va="center",
+                    fontsize=8.5,
+                    color=GREY,
+                )
     worst = max(abs(value - closed) / se for _, value, se, closed in [*first, *second])
     draws = record.config["draws"]
     alt = (

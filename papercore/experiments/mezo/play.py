@@ -27,7 +27,17 @@ def gamma(r: int, n: int, dist: str = "gaussian") -> float:
     return (r + n + (1 if dist == "gaussian" else -1)) / n
 
 
-def loss_path(d: int, r: int, *, lr: float, eps: float = 1e-3, n: int = 1, dist: str = "gaussian", steps: int = 60, seed: int = 0) -> list[float]:
+def loss_path(
+    d: int,
+    r: int,
+    *,
+    lr: float,
+    eps: float = 1e-3,
+    n: int = 1,
+    dist: str = "gaussian",
+    steps: int = 60,
+    seed: int = 0,
+) -> list[float]:
     """Loss over its start before every step and after the last: 0.5 ||theta[:r]||^2 from theta[:r] ~ N(0, I).
 
     Returns steps + 1 numbers, the first of them 1. The loss is that of the weights themselves, not the mean of the two that
@@ -38,7 +48,9 @@ def loss_path(d: int, r: int, *, lr: float, eps: float = 1e-3, n: int = 1, dist:
     (51, 1.0, True)
     """
     if not 1 <= r <= d:
-        raise ValueError(f"r is {r} and d is {d}: the loss sees at least one weight and at most all d of them")
+        raise ValueError(
+            f"r is {r} and d is {d}: the loss sees at least one weight and at most all d of them"
+        )
     theta = torch.nn.Parameter(torch.zeros(d))
     with torch.no_grad():
         theta[:r] = noise(seed, 0, r)

@@ -13,7 +13,7 @@ import torch
 from papercore.experiments.mezo.arms import ARMS, Task
 from papercore.experiments.mezo.language import Examples
 from papercore.lab.decoder import Decoder
-from papercore.mezo import MeZO, ZOLog, replay
+from papercore.mezo import MeZO, ZOLog, noise, replay
 
 
 def log_and_replay(
@@ -49,19 +49,16 @@ def log_and_replay(
         "at": np.array(at),
         "accuracy": np.array(accuracy),
         "bytes": size,
-        "bytes_20000": bytes_of_log(20_000),
+        "bytes_20000": bytes_of_log(log, 20_000),
     }
 
 
-def bytes_of_log(steps: int) -> int:
-    """Size on disk of a real log of so many steps (of a one-weight model: the size does not depend on the model's)."""
-    weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = MeZO([weight], lr=1e-3)
-    with torch.no_grad():
-        for step in range(steps):
-            # A loss that keeps changing sign, so that the scalars cannot be compressed away.
-            optimizer.step(lambda step=step: float(weight.sum()) * ((step * 7919) % 13 - 6.3))
+def bytes_of_log(log: ZOLog, steps: int) -> int:
+    """Size on disk of this log after so many steps, the ones it lacks appended with scalars drawn at random."""
+    settings = log.settings(len(log) - 1)
+    for scalar in noise(0, 0, max(0, steps - len(log))).tolist():
+        log.append([scalar], settings)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long.zolog"
-        optimizer.log.save(path)
+        log.save(path)
         return path.stat().st_size

@@ -1,7 +1,7 @@
 """The chapter's tables, as Markdown, and the numbers of its prose that are worked out from tables of the record.
 
-    page.show_made(tables.drift, record, caption="...")
-    page.tell(record, "... {hours_small:.0f} times ...", values=tables.costs)
+page.show_made(tables.drift, record, caption="...")
+page.tell(record, "... {hours_small:.0f} times ...", values=tables.costs)
 """
 
 from __future__ import annotations
@@ -46,7 +46,15 @@ def beside(record: Record) -> str:
         opt = reported_value("mezo", "Table 1 (OPT-13B)", large, "SST-2")
         own = "Table 18 (RoBERTa-large)" if small == "Zero-shot" else "Table 18 (RoBERTa-large) k=16"
         roberta = None if small is None else reported_value("mezo", own, small, "TREC")
-        body.append([name.replace("full", "all weights").replace("lora", "LoRA"), opt, roberta, 100 * mine[name]["mean"], 100 * mine[name]["std"]])
+        body.append(
+            [
+                name.replace("full", "all weights").replace("lora", "LoRA"),
+                opt,
+                roberta,
+                100 * mine[name]["mean"],
+                100 * mine[name]["std"],
+            ]
+        )
     heads = ["method", "OPT-13B, SST-2", "RoBERTa-large, TREC, k = 16", f"this book, k = {k}", "± s.d."]
     return table(heads, body, dict.fromkeys(heads[1:], ".1f"))
 
@@ -54,8 +62,19 @@ def beside(record: Record) -> str:
 def drift(record: Record) -> str:
     """How far each way of stepping ends from exact arithmetic, over the distance travelled, in three precisions."""
     found = rows(record, "drift")
-    heads = ["weights", "official order", "updates alone", "fused, this book", "exact mode", "replay against run"]
-    return table(heads, [[row[name] for name in DRIFT_COLUMNS] for row in found], dict.fromkeys(heads[1:5], ".2f") | {heads[5]: "g"})
+    heads = [
+        "weights",
+        "official order",
+        "updates alone",
+        "fused, this book",
+        "exact mode",
+        "replay against run",
+    ]
+    return table(
+        heads,
+        [[row[name] for name in DRIFT_COLUMNS] for row in found],
+        dict.fromkeys(heads[1:5], ".2f") | {heads[5]: "g"},
+    )
 
 
 def costs(record: Record) -> dict[str, float]:
@@ -66,7 +85,9 @@ def costs(record: Record) -> dict[str, float]:
     found = {row["size"]: row for row in rows(record, "time")}
     large = found["66B"]
     strict = large["FT s/step"] * large["GPUs of FT"] * (5 * 1000 / 20) / 3600
-    return {f"hours_{size.lower().replace('.', '_')}": row["ratio"] for size, row in found.items()} | {"hours_66b_strict": large["MeZO GPU-hours"] / strict}
+    return {f"hours_{size.lower().replace('.', '_')}": row["ratio"] for size, row in found.items()} | {
+        "hours_66b_strict": large["MeZO GPU-hours"] / strict
+    }
 
 
 def standard(record: Record) -> str:
@@ -78,7 +99,14 @@ def standard(record: Record) -> str:
         if f"standard_{arm}_mean" in m:
             spread = m.get(f"standard_{arm}_std")
             weights = m.get(f"standard_{arm}_parameters")
-            body.append([label, None if weights is None else int(weights), 100 * m[f"standard_{arm}_mean"], None if spread is None else 100 * spread])
+            body.append(
+                [
+                    label,
+                    None if weights is None else int(weights),
+                    100 * m[f"standard_{arm}_mean"],
+                    None if spread is None else 100 * spread,
+                ]
+            )
     if len(body) == 1:
         raise NotMeasured("the record holds no arm of the standard scale")
     heads = ["method", "trained weights", "test accuracy, %", "± s.d."]
@@ -89,7 +117,10 @@ def gaps(record: Record) -> dict[str, float]:
     """How far the run without a prompt is behind, in points: `lost` halfway, `lost_end` at the end."""
     require(record, "full_halfway", "no_prompt_halfway", "full_mean", "no_prompt_mean")
     m = record.metrics
-    return {"lost": 100 * (m["full_halfway"] - m["no_prompt_halfway"]), "lost_end": 100 * (m["full_mean"] - m["no_prompt_mean"])}
+    return {
+        "lost": 100 * (m["full_halfway"] - m["no_prompt_halfway"]),
+        "lost_end": 100 * (m["full_mean"] - m["no_prompt_mean"]),
+    }
 
 
 def limits(record: Record) -> dict[str, float]:

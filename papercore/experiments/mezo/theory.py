@@ -43,20 +43,23 @@ def steps_to_target(
 ) -> int:
     """MeZO steps until a quadratic with r unit eigenvalues among d is down to `target` of its start; lr = 1 / (r + 2) if None.
 
-    The start is drawn on the r directions that matter. Returns `limit` when it does not get there.
+    The r eigenvectors are a random subspace, so that every weight matters a little (r = d: all of the space). The start lies
+    in it. Returns `limit` when it does not get there.
     """
-    theta = torch.nn.Parameter(torch.zeros(d))
-    with torch.no_grad():
-        theta[:r] = noise(seed, 0, r)
+    if r == d:
+        basis = torch.eye(d)
+    else:
+        basis, _ = torch.linalg.qr(noise(seed + 1, 0, d * r).view(d, r))  # [d, r], orthonormal columns
+    theta = torch.nn.Parameter(basis @ noise(seed, 0, r))
     optimizer = MeZO([theta], lr=1.0 / (r + 2) if lr is None else lr, eps=1e-3, seed=seed)
 
     def loss() -> Tensor:
-        return 0.5 * theta[:r].square().sum()
+        return 0.5 * (theta @ basis).square().sum()
 
     with torch.no_grad():
         goal = target * float(loss())
         for step in range(1, limit + 1):
-            # The mean of the two losses is the loss plus eps^2 / 2 ||z||^2: far below the goal here.
+            # The mean of the two losses is the loss plus eps^2 / 2 times about r: far below the goal here.
             if optimizer.step(loss) <= goal:
                 return step
     return limit

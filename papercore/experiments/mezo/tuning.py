@@ -24,7 +24,7 @@ MODEL_SEED = 900_000
 
 
 def tune(config: QuickConfig) -> Record:
-    """Try every learning rate of every arm; keep the best mean accuracy on held-out sentences, at ties the lower training loss."""
+    """Try every learning rate of every arm; keep the best accuracy on held-out sentences, averaged along the curve; at ties the lower training loss."""
     record = Record.start(config)
     stages = Stages.of(config.replace(seed=900))
     weights = pretrained(config, MODEL_SEED, stages)
@@ -34,6 +34,7 @@ def tune(config: QuickConfig) -> Record:
     )
     held_out = test_sentences(config.tests // 2, MODEL_SEED)
     k = max(config.shots)
+    eval_at = [round(config.steps * share) for share in (1 / 6, 1 / 3, 2 / 3, 1)]
     rows: list[list[Any]] = []
     for arm in progress([a for a in ARMS.values() if a.grid], "tuning"):
         start = model if arm.pretrained else untrained
@@ -44,13 +45,20 @@ def tune(config: QuickConfig) -> Record:
                 try:
                     done.append(
                         run_mezo(
-                            start, arm, lr, few_shot(k, s), held_out, steps=config.steps, seed=s, eval_at=()
+                            start,
+                            arm,
+                            lr,
+                            few_shot(k, s),
+                            held_out,
+                            steps=config.steps,
+                            seed=s,
+                            eval_at=eval_at,
                         )
                     )
                 except FloatingPointError:
-                    done.append({"final": 0.0, "losses": [float("inf")]})
+                    done.append({"area": 0.0, "losses": [float("inf")]})
             scores[lr] = (
-                float(np.mean([r["final"] for r in done])),
+                float(np.mean([r["area"] for r in done])),
                 -float(np.mean([r["losses"][-1] for r in done])),
             )
             rows.append([arm.name, lr, scores[lr][0], -scores[lr][1], len(done)])
