@@ -16,8 +16,9 @@ NOT_INHERITED = (
     "PYTHONWARNINGS",
     "MPLBACKEND",
     "MATPLOTLIBRC",
-    "PAPERCORE_RECORDS",
+    "PAPERCORE_FIGURES",
     "PAPERCORE_PROGRESS",
+    "PAPERCORE_RECORDS",
 )
 
 
@@ -40,12 +41,8 @@ def environment(
     """
     env = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     cache = build / "cache"
-    for name in (
-        "ipython",
-        "matplotlib",
-        "numba",
-        "jupyter/runtime",
-    ):  # some libraries warn of a folder that is missing
+    # Some libraries warn of a folder that is missing.
+    for name in ("ipython", "matplotlib", "numba", "jupyter/runtime"):
         (cache / name).mkdir(parents=True, exist_ok=True)
     env |= {
         "PAPERCORE_RUNS": str(runs or build / "runs"),

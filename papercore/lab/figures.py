@@ -39,6 +39,7 @@ from papercore.lab.figure_style import (
     style,
 )
 from papercore.lab.picture import (
+    COLOURS_OF_LINES,
     checked_name,
     checked_text,
     display_raw,
@@ -81,7 +82,7 @@ _SPREADS = {
 }
 
 
-def show(fig: Figure, name: str, *, alt: str, caption: str, dpi: int = DPI) -> None:
+def show(fig: Figure, name: str, *, alt: str, caption: str, dpi: int = DPI, colours: int = COLOURS_OF_LINES) -> None:
     """Show `fig` as one small PNG with its alternative text and caption, and close it.
 
     In a notebook the output is ``image/png`` (150 dpi, 64 colours or 256 with images, opaque white, the same bytes at every run) with
@@ -94,7 +95,7 @@ def show(fig: Figure, name: str, *, alt: str, caption: str, dpi: int = DPI) -> N
         name: label of the figure, for references and file names: letters, digits, hyphens, underscores.
         alt: text for readers who cannot see the picture; must not be empty.
         caption: what to see, at which scale, over how many seeds; Markdown; must not be empty.
-        dpi: pixels per inch; less for a page of so many figures that 150 would not fit its 300 kB.
+        dpi, colours: of the picture, less for a page of so many figures that the usual ones would not fit its 300 kB.
 
     Raises:
         TypeError: if `fig` is no matplotlib figure, or a text is no string.
@@ -106,7 +107,7 @@ def show(fig: Figure, name: str, *, alt: str, caption: str, dpi: int = DPI) -> N
     alt, caption = checked_text(alt, "alt"), checked_text(caption, "caption")
     try:
         shell = interactive_shell()
-        png = png_bytes(fig, dpi=dpi)
+        png = png_bytes(fig, dpi=dpi, colours=colours)
         save_if_asked(f"{name}.png", png)
         if shell is not None:
             display_raw(

@@ -13,7 +13,8 @@ import torch
 def peak_allocated(run: Callable[[], Any], device: torch.device | str = "cpu") -> int:
     """Most bytes of tensors allocated by `run` and alive at once, above what was alive before it.
 
-    On the CPU numpy and numba buffers are not seen: only memory that torch allocates.
+    On the CPU numpy and numba buffers are not seen: only memory that torch allocates. Nor is it seen there that `run` frees
+    what was alive before it; the peak is then that much too high.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()

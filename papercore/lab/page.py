@@ -41,8 +41,8 @@ class NotMeasured(ValueError):
 class Drawn:
     """A figure and its words: `alt` for readers who cannot see it, `caption` (Markdown) on what to see in it.
 
-    dpi: a chapter has about twelve figures and a notebook 300 kB, so they are stored at 120 pixels an inch: 756 pixels for a
-    text column of 690.
+    dpi, colours: a chapter has about twelve figures and a notebook 300 kB, so they are stored at 120 pixels an inch (756 pixels
+    for a text column of 690) and with 32 colours.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Drawn:
     alt: str
     caption: str
     dpi: int = 120
+    colours: int = 32
 
     def __post_init__(self) -> None:
         checked_name(self.name)
@@ -58,7 +59,7 @@ class Drawn:
 
     def show(self) -> None:
         """Display it in a notebook, or write it where PAPERCORE_FIGURES says (lab/figures.py)."""
-        figures.show(self.fig, self.name, alt=self.alt, caption=self.caption, dpi=self.dpi)
+        figures.show(self.fig, self.name, alt=self.alt, caption=self.caption, dpi=self.dpi, colours=self.colours)
 
 
 def require(record: Record, *names: str) -> None:

@@ -53,16 +53,17 @@ def checked_text(text: str, what: str) -> str:
     return " ".join(text.split())
 
 
-def png_bytes(fig: Figure, *, dpi: int = DPI, small: bool = True) -> bytes:
+def png_bytes(fig: Figure, *, dpi: int = DPI, small: bool = True, colours: int = COLOURS_OF_LINES) -> bytes:
     """Return `fig` as PNG: opaque white ground, few colours, the same bytes at every call.
 
-    Lines and bars keep 64 colours; a figure that holds an image or a heat map keeps 256, or its shades would show
+    Lines and bars keep `colours` of them; a figure that holds an image or a heat map keeps 256, or its shades would show
     as steps.
 
     Args:
         fig: a matplotlib figure; it is left open and unchanged.
         dpi: pixels per inch; 150 shows a 6.3 in figure sharp on most screens.
         small: False keeps all colours and saves half the time, for a picture that is looked at and not stored.
+        colours: of a figure of lines and bars; 32 instead of 64 saves a sixth of the bytes.
     """
     buffer = io.BytesIO()
     # "Software" would put matplotlib's version into the bytes.
@@ -71,7 +72,7 @@ def png_bytes(fig: Figure, *, dpi: int = DPI, small: bool = True) -> bytes:
     )
     if not small:
         return buffer.getvalue()
-    return _quantised(buffer.getvalue(), COLOURS_OF_IMAGES if _has_shades(fig) else COLOURS_OF_LINES)
+    return _quantised(buffer.getvalue(), COLOURS_OF_IMAGES if _has_shades(fig) else colours)
 
 
 def _has_shades(fig: Figure) -> bool:

@@ -109,7 +109,8 @@ def train(
             f"{checkpoint.path} is {done} steps into a longer run than this one of {steps}: delete it to start afresh."
         )
     for index in progress(range(done, steps), text):
-        loss = float(step(index))
+        value = step(index)
+        loss = float(value.detach() if isinstance(value, torch.Tensor) else value)
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"{text}: the loss is {loss} at step {index}: lower the learning rate, or look at the data of that step."

@@ -125,7 +125,7 @@ def decays_by_name(decay_filter: Callable[[str, Tensor], bool] | str | None) -> 
 
 
 def _no_bias_norm(name: str, parameter: Tensor) -> bool:
-    """The exemption of the paper's code: biases and LayerNorms, by name; unnamed weights by their dimensions."""
+    """The exemption of the paper's code: biases and LayerNorms, by name; without names, by dimensions."""
     if not name:
         return parameter.dim() > 1
     lower = name.lower()
@@ -133,7 +133,10 @@ def _no_bias_norm(name: str, parameter: Tensor) -> bool:
 
 
 def scalar_of(value: object) -> Tensor | float:
-    """What a closure returned, as a float or a one-element tensor on its device. TypeError or ValueError if it is no scalar."""
+    """What a closure returned, as a float or a one-element tensor on its device.
+
+    Raises TypeError or ValueError if it is no real scalar.
+    """
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(

@@ -3,13 +3,15 @@
 All ranks hold the same weights and draw the same noise, so the scalar decides the whole update. Two ways to
 share the work:
 
-    batch        every rank evaluates the same directions on its own share of the batch; the mean of the slopes over ranks
-                 is the slope of the joined batch if the shares are equal and the loss is a mean
-    directions   every rank evaluates n directions of its own on the same batch; all slopes go to all ranks (n-SPSA with W n draws)
+    batch        every rank evaluates the same directions on its own share of the batch; the mean of the slopes
+                 over ranks is the slope of the joined batch if the shares are equal and the loss is a mean
+    directions   every rank evaluates n directions of its own on the same batch; all slopes go to all ranks, so
+                 that W ranks make n-SPSA with W n draws
 
 The scalars are gathered and summed in the order of the ranks, so that every rank computes with the same bits;
 a reduction's order is up to the library, and a last bit of difference would let the replicas drift apart.
-Bytes sent by a rank in a step: 8 a draw (float64)."""
+Bytes sent by a rank in a step: 8 a draw (float64).
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ class Ranks:
     """The other processes of a group, as far as MeZO has to do with them.
 
     Raises ValueError if torch.distributed is not initialised, this process is not in the group, or the ranks
-    start from different weights."""
+    start from different weights.
+    """
 
     def __init__(self, group: Any, weights: Weights) -> None:
         if not (dist.is_available() and dist.is_initialized()):
@@ -82,14 +85,14 @@ class Ranks:
         return first
 
     def combine(self, differences: list[float], split: str) -> list[float]:
-        """The half differences (l+ - l-) / 2 that all ranks go on with: means over ranks, or all of them side by side."""
+        """The half differences (l+ - l-) / 2 to go on with: means over ranks, or all of them side by side."""
         parts = self._gather(differences, torch.float64)
         if split == "directions":
             return [value for part in parts for value in part]
         return [sum(values) / self.size for values in zip(*parts, strict=True)]
 
     def check_same_weights(self, weights: Weights, step: int) -> None:
-        """Compares a checksum of the leading elements of every tensor. RuntimeError if replicas have drifted apart."""
+        """Compares a checksum of every tensor's leading elements. RuntimeError if replicas drifted apart."""
         value = weights.checksum(limit=_CHECKED_ELEMENTS) >> 1
         values = [part[0] for part in self._gather([value], torch.int64)]
         if any(other != values[0] for other in values):

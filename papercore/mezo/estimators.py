@@ -7,7 +7,7 @@ Glossary
     z, eps, n         direction, perturbation, draws, as in optimizer.py
     slope             [L(theta + eps z) - L(theta - eps z)] / (2 eps), the projected gradient
     g_hat             mean over the draws of slope * z (SPSA, definition 1)
-    d                 number of weights; with `scales`, a number per tensor (definitions 6 and 7: the paper's vector d)
+    d                 number of weights; the vector d of definitions 6 and 7 is `scales` here, a number a tensor
     H, tr, op         Hessian, its trace, its largest absolute eigenvalue
     r                 effective rank tr(H) / ||H||_op (assumption 1)
 """
@@ -285,7 +285,7 @@ def effective_rank(
 
 
 def _largest_eigenvalue(times: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> float:
-    """max |eigenvalue| of a symmetric operator: Lanczos, the basis kept orthogonal to rounding by projecting twice."""
+    """max |eigenvalue| of a symmetric operator: Lanczos, the basis kept orthogonal by projecting twice."""
     basis = [start / start.norm()]
     diagonal: list[float] = []
     beside: list[float] = []

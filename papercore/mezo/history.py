@@ -1,8 +1,8 @@
-"""Momentum and Adam without stored moments: both are recomputed from the log (section 2.1 and appendix B.2 of
+"""Momentum and Adam without stored moments: both are recomputed from the log (section 2.1 and appendix B of
 the paper).
 
 Glossary
-    g_i        estimate of step i, (1/n) sum_j pg_ij z(s_ij)                                         [d], never stored
+    g_i        estimate of step i, (1/n) sum_j pg_ij z(s_ij); [d], never stored
     mu         momentum: v_t = mu v_(t-1) + g_t, theta <- theta - lr v_t (torch.optim.SGD)
     beta1, 2   Adam's decay rates; m_t and v_t as in torch.optim.Adam, bias correction included
     window K   how many updates back the history reaches: the first K with mu^K (beta^K) below a tolerance
@@ -10,7 +10,8 @@ Glossary
 Every direction is a sum of coefficients times noise, so momentum needs no moments: one pass over theta with K
 n terms. Adam divides by sqrt(v): the noise of the window is made again chunk by chunk, and m and v live for
 one chunk. With Rademacher noise and one draw, z^2 = 1 makes v a single number for all weights, and Adam is
-one pass too."""
+one pass too.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +127,8 @@ def adam_direction(log: ZOLog, step: int, group: int, like: Tensor, start: int, 
     window's noise.
 
     like: float32 or float64 [m], for size, dtype and device; start: index of its first element. Returns a
-    tensor like it. Cost: K n passes of noise; memory: three chunks."""
+    tensor like it. Cost: K n passes of noise; memory: three chunks.
+    """
     rule, lr = log.rule, log.settings(step).groups[group].lr
     assert rule.betas is not None
     beta1, beta2 = rule.betas

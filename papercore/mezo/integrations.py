@@ -1,8 +1,8 @@
-"""LoRA and prefix tuning through peft, with the paper's settings (section 3; appendices D and E.5; table 17).
+"""LoRA and prefix tuning through peft, with the paper's settings (section 3; table 17).
 
 MeZO trains whatever requires a gradient, so an adapter needs nothing but its usual wrapper; what matters is
-the start. A prefix starts from the keys and values of real tokens (appendix E.5), which the paper finds
-crucial for stability, and the size of the perturbation differs by adapter (appendix D): `default_eps`.
+the start. A prefix starts from the keys and values of real tokens, which the paper finds crucial for
+stability (table 17), and the size of the perturbation differs by adapter: `default_eps`.
 
 peft is imported when a function is called. Install it with the extra `hf`.
 
@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from papercore.mezo.arguments import check_choice, check_number, check_positive_integer
 
-# Perturbation by what is trained, from the paper's grids for OPT. For LoRA on RoBERTa-large the paper used
-# 1e-3.
+# Perturbation by what is trained, from the paper's grids for OPT. With LoRA on RoBERTa-large it used 1e-3.
 DEFAULT_EPS = {"full": 1e-3, "lora": 1e-2, "prefix": 1e-1}
 
 
@@ -97,7 +96,8 @@ def prefix(model: nn.Module, tokens: int = 5, init: str = "activation", *, seed:
     is [tokens, layers * 2 * width].
 
     Raises ImportError without peft, ValueError for a model that is no causal language model with a key-value
-    cache."""
+    cache.
+    """
     peft = _peft()
     tokens = check_positive_integer("tokens", tokens)
     check_choice("init", init, ("activation", "random"))
@@ -128,7 +128,7 @@ def prefix(model: nn.Module, tokens: int = 5, init: str = "activation", *, seed:
 
 
 def _activations(model: nn.Module, tokens: int, seed: int) -> Tensor:
-    """Keys and values of random tokens, [tokens, layers * 2 * heads * head width] in the order that peft unpacks."""
+    """Keys and values of random tokens, [tokens, layers * 2 * heads * head width], as peft unpacks them."""
     config: Any = model.config
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device

@@ -10,11 +10,12 @@ Glossary
     scalar        projected gradient of a draw, pg, float32: what the update used, to the last bit
     run           consecutive steps with the same draws, lr, eps and decay
     flush         a pipelined run's parameters were put at the centre after so many steps
-    retreat       an attempt that an exception ended: in-place arithmetic leaves rounding behind, so replay repeats it
+    retreat       an attempt that an exception ended; in place it leaves rounding behind, so replay repeats it
 
 File: 8 bytes magic, header length and CRC-32 of all that follows (two uint32), the header (JSON, zlib), the
 scalars (float32), all little-endian. A NaN scalar marks a step that was skipped because a loss was not
-finite."""
+finite.
+"""
 
 from __future__ import annotations
 
@@ -221,7 +222,7 @@ class ZOLog:
 
     @classmethod
     def from_bytes(cls, content: bytes, *, source: str = "these bytes") -> ZOLog:
-        """The log that `to_bytes` wrote. Raises ValueError if the bytes are something else, cut or damaged."""
+        """The log that `to_bytes` wrote. ValueError if the bytes are something else, cut or damaged."""
         if len(content) < _FRONT.size or not content.startswith(_MAGIC[:5]):
             raise ValueError(f"{source}: not a log of a MeZO run (it does not begin with {_MAGIC[:5]!r})")
         magic, length, checksum = _FRONT.unpack_from(content)
@@ -263,7 +264,7 @@ class ZOLog:
         return log
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the log, whole or not at all (a temporary file is renamed). A pipelined optimiser is flushed first."""
+        """Writes the log, whole or not at all: a temporary file is renamed. A pipelined run is flushed first."""
         if self.before_save is not None:
             self.before_save()
         target = Path(path)
@@ -276,7 +277,7 @@ class ZOLog:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ZOLog:
-        """Reads a saved log. Raises FileNotFoundError, or ValueError for a file that is not one, is cut or damaged."""
+        """Reads a saved log. Raises FileNotFoundError, or ValueError for a file that is none or is damaged."""
         return cls.from_bytes(Path(path).read_bytes(), source=str(path))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,16 +1,18 @@
-"""How much memory a way of adapting a language model takes, in closed form (section 5; figure 4; tables 22
-and 23; section 2.1).
+"""How much memory a way of adapting a language model takes, in closed form (figure 4, tables 22
+and 23, section 2.1 of the paper).
 
 Glossary
     n_params        trained and frozen weights of the model, tied ones once
     trainable       weights of an adapter that get gradients
     dtype_bytes     bytes of a weight that is only read: 2 for float16 and bfloat16
-    state_bytes     bytes of each of the four numbers that Adam keeps for a weight it trains: weight, gradient, m, v (float32)
+    state_bytes     bytes of each of the four numbers that Adam keeps for a weight it trains: the weight, its
+                    gradient, m and v (float32)
     GiB             2^30 bytes; the paper's tables call it GB, and an "80GB" device has 80 of them
 
 What the closed form leaves out: activations (small without a backward pass), copies that mixed precision
 makes, buffers of sharded training. It reproduces the paper's single-device cells of MeZO to 0.6 GiB with an
-overhead of 2 GiB a device, and is a floor of Adam's, which the paper measured 1.4 to 1.65 times higher."""
+overhead of 2 GiB a device, and is a floor of Adam's, which the paper measured 1.4 to 1.65 times higher.
+"""
 
 from __future__ import annotations
 

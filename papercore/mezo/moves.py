@@ -1,11 +1,10 @@
-"""The additions that a step makes to the weights. Training and replay both go through here, so their bits
-agree.
+"""The additions that a step makes to the weights. Training and replay both go through here: their bits agree.
 
 A step with n draws visits theta + eps z_j and theta - eps z_j for each draw, then returns and updates
 (algorithms 1 and 2 of the paper). From the minus side, theta_- = theta - eps z, the return and the update are
 one pass:
 
-    theta' = c theta_- + (c eps - lr pg / n) z - sum of the other draws' lr pg / n z,      c = 1 - lr weight_decay
+    theta' = c theta_- + (c eps - lr pg / n) z - the other draws' lr pg / n z,    c = 1 - lr weight_decay
 
 and a return that is followed by another perturbation takes that one along. Passes over theta: 2 n + 1 a step,
 2 n when pipelined, where the update waits for the next step's first perturbation. Algorithm 1 as printed
@@ -15,7 +14,8 @@ mode "exact": a copy of the weights stays at the centre and theta +- eps z is wr
 accumulates and only the update rounds. Extra memory: as much again as the trained weights.
 
 Glossary
-    way back   what brings theta from where it stands to the centre, and through a waiting update: (scale, terms)
+    way back   (scale, terms) of what brings theta from where it stands to the centre, and through a waiting
+               update
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Moves:
         self.weights.add(terms_of, dist=self.log.rule.dist, backend=self.backend, source=source)
 
     def visit(self, step: int, draw: int, sign: float, settings: Settings) -> None:
-        """Puts theta at centre + sign eps z of a draw. The plus side of a draw comes before its minus side."""
+        """Puts theta at centre + sign eps z of a draw; its plus side comes before its minus side."""
         seed = draw_seed(self.log.rule.seed, step, draw)
         if self.exact:
             if self._centre is None:
@@ -117,7 +117,7 @@ class Moves:
         self._offset = self._update = None
 
     def finish(self, step: int) -> None:
-        """The update of a step that is in the log; in place and pipelined, it waits for `back` or the next `visit`."""
+        """The update of a step that is in the log. Pipelined, it waits for `back` or the next `visit`."""
         rule, groups = self.log.rule, range(len(self.log.settings(step).groups))
         if self.log.is_skipped(step):
             self.back()
@@ -143,7 +143,7 @@ class Moves:
         self._update = None
 
     def _finish_by_chunks(self, step: int) -> None:
-        """Adam's update, whose denominator needs all of a chunk's history first. One rounding to the weights' dtype."""
+        """Adam's update, whose denominator needs all of a chunk's history first. It rounds once."""
         source = self._centre if self.exact and self.away else None
         if self.exact:
             self._offset = None

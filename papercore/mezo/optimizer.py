@@ -13,7 +13,8 @@ Glossary
 
 Different from the paper's code on purpose: noise from counters instead of a reseeded global generator; the
 return to the centre and the update in one pass; every scalar kept in a log from which the run can be
-replayed; losses that are not finite never reach the weights."""
+replayed; losses that are not finite never reach the weights.
+"""
 
 from __future__ import annotations
 
@@ -143,8 +144,8 @@ class MeZO(Optimizer):
                 "split='directions' needs mode='exact': ranks that perturb in place along different "
                 "directions round differently and drift apart"
             )
-        rule = dict(dist=dist, mode=mode, pipelined=pipelined, momentum=momentum, betas=betas)
-        rule |= dict(adam_eps=adam_eps, window=window)
+        rule = {"dist": dist, "mode": mode, "pipelined": pipelined, "momentum": momentum, "betas": betas}
+        rule |= {"adam_eps": adam_eps, "window": window}
         check_rule(seed=0, backend=backend, **rule)  # type: ignore[arg-type]  # before any communication
         self._n = check_positive_integer("n", n)
         self._split, self._debug, self._on_nonfinite = split, bool(debug), on_nonfinite
@@ -304,7 +305,7 @@ class MeZO(Optimizer):
             self._stepping = False
 
     def _retreat(self, step: int, moves: int, settings: Settings) -> None:
-        """Puts the weights back after an attempt; in place, the log notes it for the rounding it left behind."""
+        """Puts the weights back after an attempt. In place that leaves rounding behind: the log notes it."""
         if moves:
             self._moves.back()
             if not self._moves.exact:

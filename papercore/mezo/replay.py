@@ -3,7 +3,8 @@
 exact=True repeats the additions of the run, perturbations included, so their rounding repeats as well and the
 result has the same bits, in every dtype and mode. exact=False makes the updates alone, many steps to a pass:
 several times faster, and equal to within what the perturbations' rounding added up to, which is little in
-float32 and much in half precision (a run in exact mode has none of it)."""
+float32 and much in half precision (a run in exact mode has none of it).
+"""
 
 from __future__ import annotations
 
@@ -187,7 +188,7 @@ def _repeat(weights: Weights, log: ZOLog, begin: int, end: int, backend: str) ->
 
 
 def _updates_alone(weights: Weights, log: ZOLog, begin: int, end: int, backend: str) -> None:
-    """theta <- c theta - lr g, several steps fused: the product of the decays and each step's terms scaled by the later ones."""
+    """theta <- c theta - lr g, many steps in a pass: each step's terms are scaled by the later decays."""
     if log.rule.momentum or log.rule.betas:
         moves = Moves(weights, log, backend)
         for step in range(begin, end):

@@ -1,4 +1,4 @@
-"""An optimiser's state as torch.save stores it: the log says all that the next step needs beside the weights themselves."""
+"""An optimiser's state as torch.save stores it: the log says what the next step needs beside the weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def packed(log: ZOLog, n: int) -> dict[str, Any]:
 
 
 def unpacked(state_dict: dict[str, Any], table: Iterable[Weight]) -> tuple[ZOLog, int]:
-    """Log and draws of a state dict. ValueError if it is not MeZO's, damaged, or belongs to other parameters."""
+    """Log and draws of a state dict. ValueError if it is not MeZO's or belongs to other parameters."""
     saved = state_dict.get("mezo")
     if saved is None:
         raise ValueError("the state dict has no 'mezo' entry: it was not saved by a MeZO optimizer")

@@ -1,4 +1,4 @@
-"""What a run and each of its steps were told: checked once here, written into the log, read by training and replay alike."""
+"""What a run and each of its steps were told: checked here, kept in the log, read by training and replay."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def check_rule(
     window: int | None,
     backend: str,
 ) -> Rule:
-    """The Rule of these arguments. ValueError or TypeError if one is out of range or two exclude each other."""
+    """The Rule of these arguments. ValueError or TypeError if one is wrong or two exclude each other."""
     check_choice("dist", dist, DISTS, why=_NO_SPHERE if dist == "sphere" else "")
     check_choice("mode", mode, MODES)
     momentum, betas = check_number("momentum", momentum, least=0.0, below=1.0), check_betas(betas)

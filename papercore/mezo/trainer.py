@@ -3,7 +3,8 @@
 The loop calls training_step once for every micro-batch and then optimizer.step(). Here training_step collects
 micro-batches and, at the last one of an accumulation, makes the whole MeZO step on their mean loss; the
 optimizer.step() that follows finds nothing to do. Schedules, logging, evaluation, checkpoints and resuming
-work as ever."""
+work as ever.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class MeZOTrainer(Trainer):
     `trainer.mezo_optimizer.log` is the log from which `replay` makes the weights again.
 
     Raises ValueError for sharded training (DeepSpeed, FSDP), where no process holds the weights that it would
-    perturb."""
+    perturb.
+    """
 
     def __init__(self, *args: Any, mezo: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self._mezo_arguments = dict(mezo or {})
@@ -78,7 +80,7 @@ class MeZOTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Collects the micro-batch; at the last one of an accumulation makes the step. Returns the loss to be logged."""
+        """Collects the micro-batch; at the last one of an accumulation makes the step. Returns its loss."""
         self._micro_batches.append(self._prepare_inputs(inputs))
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)

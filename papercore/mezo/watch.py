@@ -17,14 +17,12 @@ SAMPLE = 4096  # leading elements of each tensor that the resolution check looks
 UNCHANGED_SHARE = 0.1
 EARLY_STEPS = 50
 RISE = 2.0
-_AFTER, _BEFORE = (
-    5,
-    6,
-)  # frames from warnings.warn up to the line that called step(), through torch's wrapper of it
+# Frames from warnings.warn up to the line that called step(), through torch's wrapper of it.
+_AFTER, _BEFORE = 5, 6
 
 
 class Watch:
-    """Warns, once each, about an eps below the weights' resolution, losses that never differ, and a loss that soon rises."""
+    """Warns, once each: eps below the weights' resolution, losses that never differ, a loss that soon rises."""
 
     def __init__(self, zero_patience: int) -> None:
         self.zero_patience = zero_patience
@@ -33,7 +31,7 @@ class Watch:
         self._said: set[str] = set()
 
     def resolution(self, weights: Weights, rule: Rule, settings: Settings, backend: str) -> None:
-        """Measures the share of weights that theta + eps z leaves as they are, on the leading elements of each tensor."""
+        """Measures which share of the weights theta + eps z leaves alone, on each tensor's first elements."""
         unchanged, total = 0.0, 0
         for bucket in weights.buckets:
             eps = settings.groups[bucket.group].eps
@@ -80,7 +78,10 @@ class Watch:
 
 
 def checked_call(closure: Callable[[], Tensor | float], weights: Weights) -> Tensor | float:
-    """The closure's loss, evaluated twice with the parameters watched. RuntimeError if it is random or not a mere evaluation."""
+    """The closure's loss, evaluated twice with the parameters watched.
+
+    Raises RuntimeError if it is random or does more than evaluate.
+    """
     before = _state(weights)
     first = scalar_of(closure())
     _compare(before, _state(weights), weights)
@@ -123,7 +124,7 @@ def versions(weights: Weights) -> list[int]:
 
 
 def moved(weights: Weights) -> bool:
-    """True if a parameter's values lie elsewhere than when the weights were collected (model.to(), .data = ...)."""
+    """True if a parameter's values lie elsewhere than they did: after model.to() or .data = ..."""
     trained = [t for t, flag in zip(weights.all_tensors, weights.flags, strict=True) if flag]
     return any(
         a.data_ptr() != b.data_ptr() or a.dtype != b.dtype

@@ -1,11 +1,10 @@
-"""The trained weights as one long vector: which element of which tensor has which index, and how to add noise
-to them.
+"""The trained weights as one long vector: which element has which index, and how noise is added to them.
 
 Everything that reads or writes weights goes through here, so that training and replay touch the same numbers
 in the same order.
 
 Glossary
-    theta     the trainable weights, laid end to end in the order of the parameter groups, tied weights once      [d]
+    theta     the trained weights, end to end in the order of the parameter groups, tied ones once      [d]
     start     index in theta of a tensor's first element (row-major, whatever the strides are)
     bucket    tensors that take the same step: one device, one group, decayed or not
     terms     the directions to add and their coefficients: list of (seed, coefficient), summed in this order
@@ -53,7 +52,7 @@ class Weight:
 
 
 def check_weight(tensor: object, name: str) -> None:
-    """Raises TypeError for a tensor that cannot be stepped in place: meta, sparse, not floating point, overlapping itself."""
+    """Raises TypeError for a tensor that cannot be stepped: meta, sparse, not floating, overlapping itself."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if nn.parameter.is_lazy(tensor):
@@ -121,7 +120,8 @@ class Weights:
     entries: (name, tensor, group, decays) of every parameter that was handed over; those that do not require
     a gradient are kept in the table but never touched. trained: overrides requires_grad (replay: the log
     knows better). Raises ValueError if nothing is left to train and TypeError for tensors that cannot be
-    stepped."""
+    stepped.
+    """
 
     def __init__(
         self, entries: Sequence[tuple[str, Tensor, int, bool]], *, trained: Sequence[bool] | None = None
@@ -233,7 +233,8 @@ class Weights:
 
         trained=False: over the parameters that were handed over but are not trained. limit: only that many
         leading elements of each tensor. Integer arithmetic modulo 2^64, so the order of the sum does not
-        matter."""
+        matter.
+        """
         tensors = [
             t.detach() for t, flag in zip(self.all_tensors, self.flags, strict=True) if flag == trained
         ]
@@ -251,7 +252,7 @@ class Weights:
 
 
 def _checksum(flat: Tensor, start: int) -> int:
-    """sum_i (bits_i + A) (2 i + 1) B, folded so that a change of a high bit reaches the low ones; modulo 2^64."""
+    """sum_i (bits_i + A) (2 i + 1) B modulo 2^64, folded so that a high bit's change reaches the low ones."""
     if not flat.numel():
         return 0
     size = flat.element_size()

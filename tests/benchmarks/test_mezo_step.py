@@ -8,7 +8,8 @@ One thread, one process, a 6-layer decoder of width 256 (5.8 million float32 wei
 every round each candidate makes one step between two timings of the two forwards, so that what else the
 machine does hits both; CPU time, not wall time. Reported: the median of the rounds' ratios and their
 quartiles; and from the profiler's allocation events the highest number of bytes that a step holds beyond what
-a forward pass holds."""
+a forward pass holds.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +96,8 @@ def ours(**options: object) -> Callable[[nn.Module, Tensor], Step]:
 
 def as_published(model: nn.Module, ids: Tensor) -> Step:
     """Algorithm 1 the way the paper's code goes about it: four passes, each drawing z anew tensor by tensor
-    from the reseeded global generator and binding every parameter to a new tensor."""
+    from the reseeded global generator and binding every parameter to a new tensor.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     count = iter(range(10**9))
 
@@ -186,7 +188,7 @@ CANDIDATES = [
 
 @dataclass
 class Row:
-    """One line of the table. ratio: median step over two forwards; low, high: quartiles; extra_mib: MiB beyond a forward."""
+    """One line of the table: median and quartiles of step over two forwards; MiB that a step holds beyond one."""
 
     name: str
     dist: str

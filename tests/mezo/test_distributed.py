@@ -1,4 +1,4 @@
-"""Two real processes, gloo, started by torchrun: the same bits on both ranks, one scalar a draw on the wire."""
+"""Two real processes under torchrun (gloo): the same bits on both ranks, one scalar a draw on the wire."""
 
 import json
 import os

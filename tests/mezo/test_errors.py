@@ -249,7 +249,7 @@ def test_warnings_point_at_the_users_line() -> None:
 
 
 def test_share_of_unchanged_weights_is_measured() -> None:
-    """bfloat16 with |z| = 1 and eps 1e-3: half a unit in the last place exceeds eps from |w| = 0.25 on (0.5 * 2^-2 * 2^-7)."""
+    """bfloat16, |z| = 1, eps 1e-3: half a unit in the last place exceeds eps above |w| = 0.5 or so."""
     values = torch.cat([torch.full((300,), 0.75), torch.full((700,), 0.1)])
     p = nn.Parameter(values.to(torch.bfloat16))
     found = caught(lambda: MeZO([p], 0.0, 1e-3, dist="rademacher").step(lambda: p.float().sum()))

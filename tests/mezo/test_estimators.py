@@ -1,7 +1,8 @@
 """Explicit estimates against gradients, closed-form moments, and each other.
 
 Statistical bounds are k standard errors of the theory or of the sample; each test states its chance of a
-false alarm. The seeds are fixed, so a pass stays a pass."""
+false alarm. The seeds are fixed, so a pass stays a pass.
+"""
 
 import math
 
@@ -61,7 +62,8 @@ def test_moments_of_the_estimate(dist: str, n: int) -> None:
     (lemmas 2, 5).
 
     20,000 draws; 4 standard errors of the sample for the norm, 4.5 for each of 20 coordinates: false alarm <
-    3e-4. The directions come straight from noise(); a few estimates are compared with spsa_grad itself."""
+    3e-4. The directions come straight from noise(); a few estimates are compared with spsa_grad itself.
+    """
     d, draws = 20, 20_000 // n
     g = point(d, 2)
     total, square, coordinates = 0.0, 0.0, torch.zeros(d, dtype=torch.float64)
@@ -93,7 +95,7 @@ def test_moments_of_the_estimate(dist: str, n: int) -> None:
 
 
 def test_second_moment_matrix_of_sphere_and_gaussian() -> None:
-    """Section 2.6's closed forms at d = 4, n = 1, a million draws; 4.5 standard errors in 16 entries twice: < 3e-4."""
+    """The closed forms at d = 4, n = 1, a million draws; 4.5 standard errors in 16 entries twice: < 3e-4."""
     d, draws = 4, 1_000_000
     g = point(d, 3)
     outer, norm = torch.outer(g, g), float(g @ g)
@@ -133,7 +135,7 @@ def test_tensors_keep_their_dtype_and_place() -> None:
 
 
 def test_scaled_blocks_keep_or_divide_the_expectation() -> None:
-    """Definitions 6 and 7 on a linear loss, Rademacher z: products of signs make both exact up to the cross term."""
+    """Definitions 6 and 7 on a linear loss with Rademacher z, one draw by hand and the mean over all signs."""
     g = [torch.tensor([2.0, -1.0]).double(), torch.tensor([0.5]).double()]
     theta = [torch.zeros(2).double(), torch.zeros(1).double()]
     scales = [4.0, 0.25]
@@ -184,7 +186,7 @@ def test_one_point_feedback_by_hand() -> None:
 
 
 def test_gradient_norms_of_blocks() -> None:
-    """Linear loss, Gaussian z: slope^2 / |v|^2 is chi-squared with one degree; n = 4,000, 4.5 standard errors: 7e-6 each."""
+    """Gaussian z: slope^2 / |v|^2 is chi-squared with one degree; n = 4,000, 4.5 standard errors: 7e-6 each."""
     v = [point(6), point(11, 2) * 3]
     theta = [torch.zeros(6).double(), torch.zeros(11).double()]
     n = 4000
@@ -257,7 +259,7 @@ def steps_to_target(d: int, r: int, seed: int, limit: int = 4000) -> int:
 
 @pytest.mark.filterwarnings("ignore:the loss rose")
 def test_steps_depend_on_the_effective_rank_and_not_on_the_dimension() -> None:
-    """Lemma 3: at r = 8 the steps stay within a factor of 2 while d grows a hundredfold; isotropic, they grow with d."""
+    """Lemma 3: at r = 8 the steps stay within a factor of 2 from d = 100 to 10,000; isotropic, they grow with d."""
 
     def mean(d: int, r: int) -> float:
         return sum(steps_to_target(d, r, seed) for seed in range(3)) / 3
@@ -274,7 +276,8 @@ def test_descent_bound_on_a_quadratic(dist: str) -> None:
     r, equality at H = l P.
 
     gamma = (r + n + 1) / n bounds both distributions (Rademacher's own is (r + n - 1) / n on a coordinate
-    projector). 4,000 draws; 4 standard errors: 6e-5 each."""
+    projector). 4,000 draws; 4 standard errors: 6e-5 each.
+    """
     r, d, n, eta, draws = 5, 40, 2, 0.08, 4000
     for eigenvalues in (torch.ones(r), torch.linspace(0.1, 1, r)):
         h = torch.cat([eigenvalues, torch.zeros(d - r)]).double()

@@ -53,7 +53,7 @@ def test_window_is_where_the_weights_of_the_past_fall_below_the_tolerance() -> N
 
 
 def test_a_short_window_forgets_what_lies_before_it() -> None:
-    """Momentum with window K on constant slopes: the direction is the sum of the last K terms and no others."""
+    """Momentum with window K on a linear loss: the direction is the sum of the last K terms and no others."""
     params = split(torch.zeros(D), SHAPES)
     optimizer = MeZO(params, 1.0, 0.5, momentum=0.8, window=3, seed=4)
     v = noise(9, 0, D, dtype=torch.float64)
@@ -79,7 +79,7 @@ def test_default_window_keeps_single_precision_beyond_its_length() -> None:
 @pytest.mark.parametrize("dist", ["gaussian", "rademacher"])
 @pytest.mark.parametrize("n", [1, 3])
 def test_adam_without_memory_gives_sign_updates(dist: str, n: int) -> None:
-    """betas = (0, 0) and epsilon 0: theta -= lr sign(g_hat); with Rademacher noise and n = 1, normalised descent."""
+    """betas = (0, 0), epsilon 0: theta -= lr sign(g_hat); Rademacher noise, n = 1: normalised descent."""
     params = split(start(), SHAPES)
     optimizer = MeZO(params, 0.1, 0.01, n=n, dist=dist, betas=(0.0, 0.0), adam_eps=0.0, seed=3)
     for step in range(4):
@@ -149,7 +149,7 @@ def test_skipped_steps_are_no_updates(rule: dict) -> None:
         else torch.optim.Adam([weight], 0.02, betas=(0.9, 0.99))
     )
     for step in range(10):
-        optimizer.step(lambda: math.inf if step in (0, 3, 4) else curved(joined(params)))
+        optimizer.step(lambda: math.inf if step in (0, 3, 4) else curved(joined(params)))  # noqa: B023
         entry = optimizer.log[step]
         assert entry.skipped == (step in (0, 3, 4))
         if not entry.skipped:

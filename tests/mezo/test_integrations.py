@@ -144,7 +144,7 @@ def test_an_adapter_run_is_replayed_onto_a_fresh_adapter() -> None:
 
 @pytest.mark.parametrize("kind", ["opt", "gpt2", "llama"])
 def test_prefix_starts_as_if_its_tokens_stood_before_the_text(kind: str) -> None:
-    """The keys and values of real tokens in every layer: the same logits as with these tokens in the context."""
+    """Keys and values of real tokens in every layer: the same logits as with these tokens in the context."""
     base, ids = tiny(kind), tokens()
     state = torch.get_rng_state()
     model = prefix(copy.deepcopy(base), 5, seed=3).eval()

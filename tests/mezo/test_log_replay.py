@@ -161,7 +161,7 @@ def test_updates_alone_come_within_the_rounding_of_float32(rule: dict) -> None:
 
 
 def test_drift_of_update_only_replay_in_half_precision() -> None:
-    """In place, bfloat16 rounds the perturbations into the weights; exact mode has only its updates' rounding."""
+    """In place, bfloat16 rounds the perturbations into the weights; in exact mode only the updates round."""
     gaps = {}
     for mode in ("inplace", "exact"):
         model = Net(torch.bfloat16)
@@ -364,7 +364,7 @@ def test_saving_flushes_a_pipelined_run(tmp_path: Path) -> None:
     "rule", [{"momentum": 0.9, "n": 2}, {"betas": (0.9, 0.99)}, {"pipelined": True}], ids=str
 )
 def test_resumed_runs_take_the_same_steps(rule: dict, tmp_path: Path) -> None:
-    """From a file that torch.load reads with weights_only=True, with a scheduler, into an optimiser made with other options."""
+    """From a file read with weights_only=True, with a scheduler, into an optimiser made with other options."""
 
     def schedule_of(optimizer: MeZO) -> torch.optim.lr_scheduler.LRScheduler:
         return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)

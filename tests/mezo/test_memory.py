@@ -1,4 +1,4 @@
-"""The closed forms against the paper's table 22 and figure 4, and the memory of a step as the profiler counts it."""
+"""The closed forms against the paper's table 22 and figure 4; the memory of a step as the profiler counts it."""
 
 import copy
 
@@ -160,7 +160,7 @@ def test_exact_mode_keeps_one_copy() -> None:
 
 
 def test_backpropagation_with_adam_takes_four_times_the_weights() -> None:
-    """The comparison of section 1: gradients and two moments beside the weights, in float32."""
+    """The comparison: gradients and two moments beside the weights, in float32."""
     model = nn.Linear(1024, 1024)
     mine = copy.deepcopy(model)
     adam = torch.optim.Adam(model.parameters(), 1e-4, foreach=False)

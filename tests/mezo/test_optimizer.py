@@ -165,11 +165,12 @@ def test_passes_over_the_weights(pipelined: bool, monkeypatch: pytest.MonkeyPatc
 
 def test_global_random_states_stay_as_they_are() -> None:
     params = split(start(), SHAPES)
-    torch.manual_seed(1), np.random.seed(1), random.seed(1)
-    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
     trained(params, 3, lr=0.01, n=2, momentum=0.9)
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert (np.random.get_state()[1] == before[1]).all() and random.getstate() == before[2]
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    assert random.getstate() == before[2]
 
 
 def test_step_inside_inference_mode_leaves_ordinary_weights() -> None:
@@ -286,7 +287,7 @@ def test_an_exception_in_the_closure_restores_the_weights(mode: str, at: int) ->
 
 
 def test_strided_and_split_weights_take_the_same_step() -> None:
-    """Channels-last and transposed parameters: the order of the elements is that of the shape, not of the memory."""
+    """Channels-last and transposed parameters: elements count in the order of the shape, not of the memory."""
     plain = split(start(), [(2, 3, 4, 6), (12, 12)], torch.float32)
     strided = [
         nn.Parameter(plain[0].detach().clone().contiguous(memory_format=torch.channels_last)),

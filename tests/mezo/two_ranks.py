@@ -1,4 +1,4 @@
-"""What each of two processes runs under torchrun (test_distributed.py): arguments are a scenario and a folder for results."""
+"""What each of two processes runs under torchrun (test_distributed.py); the argument is a folder for results."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def outcome(optimizer: MeZO, model: nn.Module) -> dict:
 
 
 def batch(rank: int, width: int = 6, **options: object) -> dict:
-    """Each rank its half of the batch. The seeds given differ; rank 0's holds. Also checks the checksums every 3 steps."""
+    """Each rank its half of the batch."""
     model, (x, y) = network(width), data()
     optimizer = MeZO(
         model.parameters(),

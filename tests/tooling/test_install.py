@@ -1,10 +1,11 @@
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tooling.install import Progress, digest, extras_within, read_stamp, works, write_stamp
+from tooling.install import Progress, digest, extras_within, make, read_stamp, works, write_stamp
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,6 +52,15 @@ def test_a_broken_environment_does_not_work(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(tmp_path / "gone")
     assert not works(tmp_path)
+
+
+def test_a_python_without_venv_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ensurepip", None)
+    with pytest.raises(
+        SystemExit, match=r"(?s)cannot make virtual environments.*apt-get install python3-venv"
+    ):
+        make(tmp_path / "venv")
+    assert not (tmp_path / "venv").exists()
 
 
 def test_progress_tells_of_large_downloads_errors_and_packages(
