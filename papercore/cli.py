@@ -1,6 +1,7 @@
 """The `papercore` command: list chapters, run one without Jupyter, show claims, run many.
 
 Exit status: 0 well; 1 an unexpected verdict, or a run that failed; 2 words that were not understood; 130 interrupted.
+Errors are one line; with PAPERCORE_TRACEBACK=1 they come with the place in the code.
 """
 
 from __future__ import annotations
@@ -103,12 +104,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has gone (`papercore claims | head`): nothing is left to say, also at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, TypeError) as error:
-        print(f"papercore: {error}", file=sys.stderr)
-        return 2
-    except (OSError, FloatingPointError, ImportError, RuntimeError) as error:
-        print(f"papercore: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+    except (ValueError, TypeError, OSError, FloatingPointError, ImportError, RuntimeError) as error:
+        if os.environ.get("PAPERCORE_TRACEBACK"):
+            raise
+        words_at_fault = isinstance(error, (ValueError, TypeError))
+        print(f"papercore: {'' if words_at_fault else type(error).__name__ + ': '}{error}", file=sys.stderr)
+        return 2 if words_at_fault else 1
 
 
 def list_chapters(words: argparse.Namespace) -> int:

@@ -41,16 +41,16 @@ class NotMeasured(ValueError):
 class Drawn:
     """A figure and its words: `alt` for readers who cannot see it, `caption` (Markdown) on what to see in it.
 
-    dpi, colours: a chapter has about twelve figures and a notebook 300 kB, so they are stored at 120 pixels an inch (756 pixels
-    for a text column of 690) and with 32 colours.
+    dpi, colours: a chapter has about twelve figures and a notebook 300 kB, so they are stored at 110 pixels an inch (693 pixels
+    for a text column of 690) and with 24 colours.
     """
 
     name: str
     fig: Figure
     alt: str
     caption: str
-    dpi: int = 120
-    colours: int = 32
+    dpi: int = 110
+    colours: int = 24
 
     def __post_init__(self) -> None:
         checked_name(self.name)
@@ -59,7 +59,9 @@ class Drawn:
 
     def show(self) -> None:
         """Display it in a notebook, or write it where PAPERCORE_FIGURES says (lab/figures.py)."""
-        figures.show(self.fig, self.name, alt=self.alt, caption=self.caption, dpi=self.dpi, colours=self.colours)
+        figures.show(
+            self.fig, self.name, alt=self.alt, caption=self.caption, dpi=self.dpi, colours=self.colours
+        )
 
 
 def require(record: Record, *names: str) -> None:
@@ -90,7 +92,9 @@ def show(draw: Callable[[Record], Drawn], record: Record) -> None:
         drawn.show()
 
 
-def tell(record: Record, text: str, *, values: Callable[[Record], Mapping[str, Any]] | None = None, **more: Any) -> None:
+def tell(
+    record: Record, text: str, *, values: Callable[[Record], Mapping[str, Any]] | None = None, **more: Any
+) -> None:
     """Show Markdown whose braces are filled with the record's metrics, with `values(record)` and with `more`.
 
     A metric's name is written as an identifier: `{eps_1e_4_minus_full:+.3f}`. Lines may be indented as code is. Where the
@@ -120,7 +124,9 @@ def filled(record: Record, text: str, **more: Any) -> str:
     return "\n".join(line[margin:] for line in lines).format(**values)
 
 
-def table(columns: Sequence[str], body: Iterable[Sequence[Any]], formats: Mapping[str, str] | None = None) -> str:
+def table(
+    columns: Sequence[str], body: Iterable[Sequence[Any]], formats: Mapping[str, str] | None = None
+) -> str:
     """A Markdown table: numbers to the right, texts to the left, an empty cell for None.
 
     Args:
@@ -144,7 +150,9 @@ def table(columns: Sequence[str], body: Iterable[Sequence[Any]], formats: Mappin
         raise ValueError(f"formats names {unknown}, the columns are {list(columns)}")
     right = [any(_is_number(row[i]) for row in lines) for i in range(len(columns))]
     text = [list(columns), ["---:" if side else "---" for side in right]]
-    text += [[_cell(cell, formats.get(head)) for cell, head in zip(row, columns, strict=True)] for row in lines]
+    text += [
+        [_cell(cell, formats.get(head)) for cell, head in zip(row, columns, strict=True)] for row in lines
+    ]
     return "\n".join(f"| {' | '.join(row)} |" for row in text)
 
 
@@ -193,7 +201,11 @@ def board_rows(found: Iterable[Row], titles: Mapping[str, str] | None = None) ->
     """Rows for `scoreboard.verdict_table_html`: the verdict as shown, the measured text, a record's name without its folder."""
     out = []
     for row in found:
-        record = None if row.record is None else f"{row.slug}/{row.record.replace(chr(92), '/').rpartition('/')[2]}"
+        record = (
+            None
+            if row.record is None
+            else f"{row.slug}/{row.record.replace(chr(92), '/').rpartition('/')[2]}"
+        )
         shown = {"verdict": row.label, "measured": row.shown or row.measured, "record": record}
         title = (titles or {}).get(row.slug)
         out.append(row.as_dict() | shown | ({"title": title} if title else {}))

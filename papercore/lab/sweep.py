@@ -1,12 +1,14 @@
 """Many runs over any `concurrent.futures.Executor`: a pool of processes here, or the executor of a Dask cluster.
 
-Each run writes its own record, so Ctrl-C or a lost worker loses no finished one, and a rerun skips what is finished.
+Each run writes its own record, so Ctrl-C or a lost worker loses no finished one, and a rerun skips what is finished. Ctrl-C
+ends the runs under way; their finished parts are kept.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -35,8 +37,8 @@ def sweep(
     """
     if jobs < 1:
         raise ValueError(f"--jobs {jobs}: expected at least 1.")
-    owned = executor is None
     client: Any = None
+    pool: concurrent.futures.ProcessPoolExecutor | None = None
     if executor is None and dask:
         try:
             from distributed import Client
@@ -48,9 +50,8 @@ def sweep(
         executor = client.get_executor()
     elif executor is None:
         # Fresh interpreters: a forked child would inherit torch's threads in an unusable state.
-        executor = concurrent.futures.ProcessPoolExecutor(
-            jobs, mp_context=multiprocessing.get_context("spawn")
-        )
+        fresh = multiprocessing.get_context("spawn")
+        executor = pool = concurrent.futures.ProcessPoolExecutor(jobs, fresh, _leave_interrupts_alone)
     futures: dict[concurrent.futures.Future[str], Config] = {}
     try:
         # A config that stands there twice is run once: two runs of it would write the same files.
@@ -62,5 +63,20 @@ def sweep(
     finally:
         for future in futures:
             future.cancel()
-        if owned:
-            executor.shutdown(wait=False, cancel_futures=True) if client is None else client.close()
+        if client is not None:
+            client.close()
+        if pool is not None:
+            _end(pool)
+
+
+def _leave_interrupts_alone() -> None:
+    """In a worker: Ctrl-C reaches every process of a terminal, but it is the main one that decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end(pool: concurrent.futures.ProcessPoolExecutor) -> None:
+    """End the workers now. Without this an interrupted sweep would wait for the runs under way and for one more of each worker."""
+    workers = list((getattr(pool, "_processes", None) or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        worker.terminate()

@@ -1,13 +1,13 @@
 """MeZO: fine-tuning with forward passes alone (Malladi et al., 2023, arXiv 2305.17333).
 
-    MeZO                the optimiser                  optimizer.py, moves.py (the additions),
-                                                       history.py (momentum and Adam)
-    ZOLog, replay       a run as a seed and scalars    log.py, seeds.py, replay.py
-    noise, add_noise_   noise from counters            noise.py, philox.py, _torch.py, _numba.py, _triton.py
-    spsa_grad, ...      estimates written out          estimators.py
-    memory_model, ...   memory in closed form          memory.py
-    lora, prefix        adapters through peft          integrations.py (peft comes with the first call)
-    MeZOTrainer         transformers.Trainer           trainer.py (imported on first use)
+MeZO                the optimiser                  optimizer.py, moves.py (the additions),
+                                                   history.py (momentum and Adam)
+ZOLog, replay       a run as a seed and scalars    log.py, seeds.py, replay.py
+noise, add_noise_   noise from counters            noise.py, philox.py, _torch.py, _numba.py, _triton.py
+spsa_grad, ...      estimates written out          estimators.py
+memory_model, ...   memory in closed form          memory.py
+lora, prefix        adapters through peft          integrations.py (peft comes with the first call)
+MeZOTrainer         transformers.Trainer           trainer.py (imported on first use)
 """
 
 from typing import TYPE_CHECKING, Any

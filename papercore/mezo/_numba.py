@@ -30,7 +30,10 @@ NUMPY_DTYPES: dict[torch.dtype, np.dtype] = {
 
 @functools.cache
 def _compiled(dist: str, dtype: np.dtype) -> Callable[..., None]:
-    """A pass for one dtype, from the cache on disk if it is there; without that cache if it cannot be used."""
+    """A pass for one dtype, from the cache on disk if it is there; without that cache if it cannot be used.
+
+    The cache is renewed when _numba_loops.py changes; after a change of the constants in philox.py alone, remove it.
+    """
     real = numba.from_dtype(dtype)
     signature = types.void(types.int64[:, ::1], real[::1], types.uint64[::1], real[::1], real)
     try:

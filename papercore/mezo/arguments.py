@@ -7,7 +7,6 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -146,11 +145,7 @@ def scalar_of(value: object) -> Tensor | float:
             raise TypeError(f"closure must return a real loss, got a tensor of dtype {value.dtype}")
         # On an accelerator the value is read later, together with the others; the closure may reuse its
         # memory until then.
-        return (
-            float(value.detach())
-            if value.device.type == "cpu"
-            else value.detach().to(torch.float64, copy=True)
-        )
+        return float(value.detach()) if value.device.type == "cpu" else value.detach().clone()
     try:
         if isinstance(value, (str, bytes)):
             raise TypeError

@@ -12,9 +12,10 @@ Glossary
     scale     factor of the old value
     backend   torch: the reference, anywhere; numba: compiled loops on the CPU; triton: noise made inside a CUDA kernel
 
-One pass computes t <- scale * t + c_1 z_1 + c_2 z_2 + ... in this order: scale * t is rounded (scale 1: as it is;
-scale 0: zero, and t is not read), then for each term the product and the sum, in float32 (float64 tensors: in float64), and the result is rounded once to
-the tensor's dtype. Each element sees the same operations however the work is cut up.
+One pass computes t <- scale * t + c_1 z_1 + c_2 z_2 + ... in this order: scale * t is rounded (scale 1: t as it is; scale 0:
+zero, and t is not read), then for each term the product and the sum, all in float32 (float64 tensors: in float64). The
+result is rounded once to the tensor's dtype. Each element sees the same operations however the work is cut up, and z the
+same bits on every device: the Gaussian numbers use correctly rounded operations only.
 """
 
 from __future__ import annotations

@@ -59,6 +59,10 @@ def check_weight(tensor: object, name: str) -> None:
         raise TypeError(
             f"{name} is not initialised yet: run the lazy module once before making the optimizer"
         )
+    if tensor.is_inference():
+        raise TypeError(
+            f"{name} was made in inference mode and cannot be written to: make the model outside it"
+        )
     if tensor.is_meta:
         raise TypeError(f"{name} is on the meta device and holds no numbers: load the model first")
     if tensor.layout is not torch.strided:
@@ -81,37 +85,60 @@ def check_weight(tensor: object, name: str) -> None:
 def _check_apart(tensors: Sequence[Tensor], names: Sequence[str]) -> None:
     """Raises TypeError if two tensors share memory: the shared weights would be perturbed twice."""
     spans = []
-    for tensor, name in zip(tensors, names, strict=True):
+    for i, tensor in enumerate(tensors):
         if tensor.numel():
-            reach = (
-                sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-                + 1
-            )
+            reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
             first = tensor.data_ptr()
-            spans.append((str(tensor.device), first, first + reach * tensor.element_size(), name))
-    spans.sort()
-    for (device, _, end, name), (other_device, other_first, _, other) in zip(spans, spans[1:], strict=False):
-        if device == other_device and other_first < end:
-            raise TypeError(
-                f"{name} and {other} overlap in memory, so their shared weights would be perturbed twice: "
-                "tie weights by assigning the same Parameter, which is then stepped once"
-            )
+            spans.append((str(tensor.device), first, first + reach * tensor.element_size(), i))
+    open_spans: list[tuple[str, int, int, int]] = []
+    for span in sorted(spans):
+        open_spans = [other for other in open_spans if other[0] == span[0] and other[2] > span[1]]
+        for *_, other in open_spans:
+            if _share(tensors[other], tensors[span[3]]):
+                raise TypeError(
+                    f"{names[other]} and {names[span[3]]} overlap in memory, so their shared weights would be "
+                    "perturbed twice: tie weights by assigning the same Parameter, which is then stepped once"
+                )
+        open_spans.append(span)
+
+
+def _share(a: Tensor, b: Tensor) -> bool:
+    """Do tensors whose stretches of memory meet have an element in common? Interleaved views have none."""
+    if a.is_contiguous() and b.is_contiguous():
+        return True
+    return bool(torch.isin(_addresses(a), _addresses(b)).any())
+
+
+def _addresses(tensor: Tensor) -> Tensor:
+    places = torch.tensor(tensor.data_ptr()).expand(tensor.shape)
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        steps = torch.arange(size) * (stride * tensor.element_size())
+        places = places + steps.view([-1 if i == dim else 1 for i in range(tensor.dim())])
+    return places.reshape(-1)
+
+
+def _chunk(tensor: Tensor) -> int:
+    # On a GPU a kernel launch costs about as much as a million elements.
+    return 16 * CHUNK if tensor.is_cuda else CHUNK
 
 
 def pieces(tensor: Tensor, start: int) -> Iterable[tuple[Tensor, int]]:
-    """`tensor` cut into parts of about CHUNK elements with the index of each part's first element."""
-    if tensor.numel() <= CHUNK or tensor.dim() == 0:
+    """`tensor` cut into parts of at most a chunk, in row-major order, with the index of each part's first element."""
+    chunk = _chunk(tensor)
+    if tensor.numel() <= chunk:
         yield tensor, start
-        return
-    if tensor.is_contiguous():
+    elif tensor.is_contiguous():
         flat = tensor.view(-1)
-        for at in range(0, flat.numel(), CHUNK):
-            yield flat[at : at + CHUNK], start + at
-        return
-    row = tensor.numel() // tensor.shape[0]
-    rows = max(1, CHUNK // row)
-    for at in range(0, tensor.shape[0], rows):
-        yield tensor[at : at + rows], start + at * row
+        for at in range(0, flat.numel(), chunk):
+            yield flat[at : at + chunk], start + at
+    else:
+        row = tensor.numel() // tensor.shape[0]
+        rows = max(1, chunk // row)
+        for at in range(0, tensor.shape[0], rows):
+            if row > chunk:
+                yield from pieces(tensor[at], start + at * row)
+            else:
+                yield tensor[at : at + rows], start + at * row
 
 
 class Weights:
@@ -206,8 +233,7 @@ class Weights:
     def chunks(
         self, bucket: Bucket, source: Sequence[Tensor] | None = None
     ) -> Iterable[tuple[list[Tensor], list[Tensor], int]]:
-        """(parts to read, parts to write, index of the first element) over a bucket, about CHUNK elements at
-        a time.
+        """(parts to read, parts to write, index of the first element) over a bucket, a chunk at a time.
 
         The parts of a chunk lie side by side in theta, so that many small tensors share one stretch of noise.
         """
@@ -216,7 +242,7 @@ class Weights:
         first = end = 0
         for into, read, start in zip(bucket.tensors, source or bucket.tensors, bucket.starts, strict=True):
             for (piece, at), (target, _) in zip(pieces(read, start), pieces(into, start), strict=True):
-                if reads and (at != end or end - first + piece.numel() > CHUNK):
+                if reads and (at != end or end - first + piece.numel() > _chunk(into)):
                     yield reads, targets, first
                     reads, targets = [], []
                 if not reads:
@@ -228,8 +254,7 @@ class Weights:
             yield reads, targets, first
 
     def checksum(self, *, trained: bool = True, limit: int | None = None) -> int:
-        """A 64-bit sum over the bits of all weights and their places; equal on every device and for every
-        split.
+        """A 64-bit sum over the bits of all weights and their places: equal on every device, however split.
 
         trained=False: over the parameters that were handed over but are not trained. limit: only that many
         leading elements of each tensor. Integer arithmetic modulo 2^64, so the order of the sum does not
@@ -238,26 +263,27 @@ class Weights:
         tensors = [
             t.detach() for t, flag in zip(self.all_tensors, self.flags, strict=True) if flag == trained
         ]
-        total, start = 0, 0
+        totals: dict[torch.device, Tensor] = {}
+        start = 0
         for tensor in tensors:
-            if tensor.is_meta or tensor.layout is not torch.strided:
-                continue  # a frozen parameter without readable numbers
-            for piece, at in pieces(tensor, start):
-                flat = piece.reshape(-1)
-                if limit is not None and at - start + flat.numel() > limit:
-                    flat = flat[: max(0, limit - (at - start))]
-                total += _checksum(flat, at)
+            readable = tensor.layout is torch.strided and not hasattr(tensor, "__tensor_flatten__")
+            if readable and not tensor.is_meta:
+                for piece, at in pieces(tensor, start):
+                    flat = piece.reshape(-1)
+                    if limit is not None and at - start + flat.numel() > limit:
+                        flat = flat[: max(0, limit - (at - start))]
+                    if flat.numel():
+                        # Added up where they are: the device is waited for once.
+                        totals[tensor.device] = totals.get(tensor.device, 0) + _checksum(flat, at)
             start += tensor.numel()
-        return total % 2**64
+        return sum(int(total) for total in totals.values()) % 2**64
 
 
-def _checksum(flat: Tensor, start: int) -> int:
+def _checksum(flat: Tensor, start: int) -> Tensor:
     """sum_i (bits_i + A) (2 i + 1) B modulo 2^64, folded so that a high bit's change reaches the low ones."""
-    if not flat.numel():
-        return 0
     size = flat.element_size()
     bits = flat.view(_INTEGERS.get(size, torch.uint8)).to(torch.int64, copy=True)  # the sum works in place
     place = torch.arange(start, start + bits.numel(), device=flat.device).mul_(2).add_(1)
     product = bits.add_(0x632BE59BD9B4E019).mul_(place)
     product ^= product >> 29
-    return int(product.mul_(0x1B03738712FAD5C9).sum()) % 2**64
+    return product.mul_(0x1B03738712FAD5C9).sum()

@@ -95,19 +95,22 @@ def ours(**options: object) -> Callable[[nn.Module, Tensor], Step]:
 
 
 def as_published(model: nn.Module, ids: Tensor) -> Step:
-    """Algorithm 1 the way the paper's code goes about it: four passes, each drawing z anew tensor by tensor
-    from the reseeded global generator and binding every parameter to a new tensor.
-    """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    count = iter(range(10**9))
+    """Algorithm 1 the way the paper's code goes about it, written anew: four passes, each drawing z tensor by
+    tensor from the reseeded global generator and binding every parameter to a new tensor; weight decay is a
+    term of the update of all but biases and LayerNorms, also where it is zero."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = {name for name, p in named if p.dim() > 1}
+    count, decay = iter(range(10**9)), 0.0
+
+    def draw(p: Tensor) -> Tensor:
+        return torch.normal(mean=0, std=1, size=p.data.size(), device=p.data.device, dtype=p.data.dtype)
 
     def shift(seed: int, factor: float) -> None:
         torch.manual_seed(seed)
-        for p in parameters:
-            z = torch.normal(mean=0, std=1, size=p.data.size(), device=p.data.device, dtype=p.data.dtype)
-            p.data = p.data + factor * z * EPS
+        for _, p in named:
+            p.data = p.data + factor * draw(p) * EPS
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def step() -> None:
         seed = next(count)
         shift(seed, 1)
@@ -117,9 +120,11 @@ def as_published(model: nn.Module, ids: Tensor) -> Step:
         shift(seed, 1)
         slope = float((plus - minus) / (2 * EPS))
         torch.manual_seed(seed)
-        for p in parameters:
-            z = torch.normal(mean=0, std=1, size=p.data.size(), device=p.data.device, dtype=p.data.dtype)
-            p.data = p.data - LR * (slope * z)
+        for name, p in named:
+            if name in decayed:
+                p.data = p.data - LR * (slope * draw(p) + decay * p.data)
+            else:
+                p.data = p.data - LR * (slope * draw(p))
 
     return step
 

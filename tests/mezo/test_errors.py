@@ -86,8 +86,23 @@ def test_names_are_in_the_messages() -> None:
     both = weight()
     with pytest.raises(TypeError, match="a and b overlap"):
         MeZO([("a", nn.Parameter(both.data[:4])), ("b", nn.Parameter(both.data[3:]))], 0.1)
+    with torch.inference_mode():
+        inside = nn.Parameter(torch.ones(2))
+    with pytest.raises(TypeError, match="inference mode"):
+        MeZO([inside], 0.1)
     with pytest.raises(TypeError, match="complex64"):
         MeZO([nn.Parameter(torch.ones(2, dtype=torch.complex64))], 0.1)
+
+
+def test_interleaved_views_are_apart() -> None:
+    """Two views of one storage that take turns in memory have no element in common."""
+    storage = torch.zeros(4, 6)
+    views = [nn.Parameter(storage[:, ::2]), nn.Parameter(storage[:, 1::2])]
+    MeZO(views, 0.0, 1.0, dist="rademacher").step(lambda: 0.0)
+    with pytest.raises(TypeError, match="parameter 0 and parameter 1 overlap"):
+        MeZO([nn.Parameter(storage[:, ::2]), nn.Parameter(storage[:, 2::2])], 0.1)
+    with pytest.raises(TypeError, match="overlap"):
+        MeZO([nn.Parameter(storage), nn.Parameter(storage[1:2, :2]), nn.Parameter(storage[3])], 0.1)
 
 
 def test_a_parameter_given_twice_is_stepped_once_or_refused() -> None:

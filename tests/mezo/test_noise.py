@@ -21,8 +21,6 @@ from papercore.mezo.noise import MissingBackend, add_noise_, noise, resolve_back
 # The package exports the function of the same name.
 noise_module = importlib.import_module("papercore.mezo.noise")
 DISTS = ["gaussian", "rademacher"]
-SEEDS = st.integers(0, 2**64 - 1)
-
 
 # ---- a slice depends on its indices alone ----------------------------------------------------------------------------
 

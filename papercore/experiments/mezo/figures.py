@@ -1,7 +1,7 @@
 """The chapter's figures: what the few-shot runs showed. Each function reads a record alone and returns a `Drawn`.
 
-The other two files of this kind are named by what they show: figures_theory.py (the idea, rates, moments) and
-figures_cost.py (memory, storage, time). All are reached from here::
+The other files of this kind are named by what they show: figures_training.py (how training goes), figures_theory.py (the idea,
+rates, moments) and figures_cost.py (memory, storage, time). All are reached from here::
 
     from papercore.experiments.mezo import figures
     page.show(figures.prompt, record)
@@ -11,7 +11,6 @@ What this book measured is filled, what the paper reports is hollow. One method 
 Glossary
     forward passes    what a run may spend: two a step of MeZO with n = 1
     sd                sample standard deviation over seeds, divisor S - 1
-    points            percentage points of accuracy
 """
 
 from __future__ import annotations
@@ -20,29 +19,34 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from papercore.experiments.mezo.figures_cost import hours, memory, step_time, storage
 from papercore.experiments.mezo.figures_theory import LEGEND, idea, moments, rates
+from papercore.experiments.mezo.figures_training import adapters, mean_band, spread_note, variations
 from papercore.experiments.mezo.language import TOPICS
 from papercore.lab.claims import reported_value
-from papercore.lab.figures import COLOURS, GREY, MARKERS, reported_style, series_style, style
+from papercore.lab.figures import COLOURS, GREY, reported_style, series_style, style
 from papercore.lab.page import Drawn, require, rows
 from papercore.lab.record import Record
 
 __all__ = [
-    *("adapters", "bars", "checkpoints", "prompt", "variations"),
-    *("idea", "moments", "rates"),
-    *("hours", "memory", "step_time", "storage"),
+    "adapters",
+    "bars",
+    "checkpoints",
+    "hours",
+    "idea",
+    "memory",
+    "moments",
+    "prompt",
+    "rates",
+    "step_time",
+    "storage",
+    "variations",
 ]
 
 CHANCE = 1.0 / TOPICS
 TABLE_5 = "Table 5 (prompt ablation, k=16, 10K fwd)"
-TABLE_6 = "Table 6 (n-SPSA, fixed 10K fwd)"
-TABLE_11 = "Table 11 (one-point, k=512)"
 TABLE_18 = "Table 18 (RoBERTa-large) k=16"
-# The method's place in the palette, the same in every figure.
-INDEX = {"full": 0, "adam_ft": 1, "lora": 2, "prefix": 3, "norms_biases": 4, "other": 5, "grey": 6}
 
 
 def prompt(record: Record) -> Drawn:
@@ -59,9 +63,9 @@ def prompt(record: Record) -> Drawn:
         fig = Figure()
         ax, side = fig.subplots(1, 2, sharey=True, width_ratios=(3.2, 1))
         for name, (label, index) in arms.items():
-            _band(ax, passes, np.asarray(record.arrays[f"curve_{name}"]), label, index)
+            mean_band(ax, passes, np.asarray(record.arrays[f"curve_{name}"]), label, index)
         _ceiling(ax, record)
-        _spread_note(ax, len(record.arrays["curve_full"]))
+        spread_note(ax, len(record.arrays["curve_full"]))
         ax.set(xlabel="forward passes", ylabel="test accuracy", ylim=(0, 1.03))
         tasks = ("SST-2", "SNLI", "TREC")
         paper = {
@@ -136,7 +140,7 @@ def bars(record: Record) -> Drawn:
         ax.plot(at, values, label="reported (TREC, k = 16)", **reported_style())
         _ceiling(ax, record)
         ax.set_xticks(range(len(methods)), [METHODS[name] for name in methods], fontsize=8.5)
-        ax.set(ylabel="test accuracy", ylim=(0, 1.05))
+        ax.set(ylabel="test accuracy", ylim=(0, 1.05), xlim=(-0.55, len(methods) + 0.1))
         ax.grid(visible=False, axis="x")
         fig.legend(ncols=4, **LEGEND)
     last = ", ".join(
@@ -172,47 +176,6 @@ def _reported_bars(methods: list[str]) -> tuple[list[int], list[float]]:
     return at, values
 
 
-def adapters(record: Record) -> Drawn:
-    """Training loss of all weights, LoRA, a prefix, and norms with biases: sizes differ, speeds hardly do."""
-    names = {"full": "all weights", "lora": "LoRA", "prefix": "prefix", "norms_biases": "norms and biases"}
-    require(record, *(f"losses_{name}" for name in names), *(f"{name}_trained" for name in names))
-    with style(height=3.2):
-        fig = Figure()
-        ax = fig.subplots()
-        for name, label in names.items():
-            losses = np.array([smooth(run) for run in record.arrays[f"losses_{name}"]])
-            size = f"{label} ({record.metrics[f'{name}_trained']:,.0f})"
-            _band(ax, np.arange(1, losses.shape[1] + 1), losses, size, INDEX[name])
-        ax.axhline(0.5, color=GREY, linewidth=1.0, linestyle=":")
-        ax.annotate(
-            "level that claim C6 counts to",
-            (0.99, 0.5),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            color=GREY,
-        )
-        _spread_note(ax, len(record.arrays["losses_full"]), at=(0.99, 0.97))
-        ax.set(xlabel="MeZO step (two forward passes)", ylabel="training loss, nat", ylim=(0, None))
-        fig.legend(ncols=2, **LEGEND)
-    m, seeds = record.metrics, len(record.arrays["losses_full"])
-    steps = {name: m[f"{name}_steps_to_half_nat"] for name in names}
-    ratio = m["full_trained"] / m["prefix_trained"]
-    alt = (
-        "Training loss against steps for four choices of what is trained. Mean steps to a loss of 0.5: "
-        + ", ".join(
-            f"{label} ({m[f'{name}_trained']:,.0f} weights) {steps[name]:.0f}"
-            for name, label in names.items()
-        )
-    )
-    caption = (
-        f"Training loss at k = {max(record.config['shots'])}, {record.scale} scale: running mean of five steps, then the mean of {seeds} "
-        f"seeds; bands: one standard deviation. Between the most and the fewest trained weights here lies a factor of {ratio:,.0f} or "
-        "less; if the rate fell with the number of weights, so would the curves."
-    )
-    return Drawn("fig-mezo-adapters", fig, f"{alt}.", caption)
-
-
 def checkpoints(record: Record) -> Drawn:
     """Accuracy of MeZO, in-context learning and the bare prompt, from checkpoints of pretraining."""
     table = rows(record, "checkpoints")
@@ -243,118 +206,9 @@ def checkpoints(record: Record) -> Drawn:
     )
     caption = (
         "The same MeZO run from five checkpoints of one pretraining: mean of three few-shot samples, band one standard deviation "
-        f"({record.scale} scale, k = {max(record.config['shots'])}). What MeZO reaches is decided before it starts."
+        f"({record.scale} scale, k = {max(record.config['shots'])}). What MeZO reaches depends on what the model knew before."
     )
     return Drawn("fig-mezo-checkpoints", fig, alt, caption)
-
-
-VARIATIONS = {
-    "n4": "n = 4 directions a step",
-    "n16": "n = 16 directions a step",
-    "one_point": "one-point estimate",
-    "rademacher": "random signs for Gaussian z",
-    "adam": "Adam from the log",
-    "eps_1e-4": "eps 10 times smaller",
-    "eps_1e-2": "eps 10 times larger",
-    "batch_8": "batch of 8",
-    "decayed": "linear decay of the rate",
-    "longer": "5 times the steps",
-}
-
-
-def variations(record: Record) -> Drawn:
-    """What one change does to the accuracy, in points, beside what the paper reports for the same change."""
-    require(record, "variations", "full_mean", "n4_mean")
-    table = {row["what changes"]: row for row in rows(record, "variations")}
-    m = record.metrics
-    shown = []
-    for name, label in VARIATIONS.items():
-        if name in table:
-            shown.append((label, table[name]["mean"] - table["full"]["mean"], table[name]["std"]))
-        elif f"{name}_mean" in m:
-            shown.append((label, m[f"{name}_mean"] - m["full_mean"], m[f"{name}_std"]))
-    order = [label for label, _, _ in shown]
-    with style(height=3.5):
-        fig = Figure()
-        ax = fig.subplots()
-        ax.axvline(0, color=GREY, linewidth=1.0)
-        ax.errorbar([100 * gap for _, gap, _ in shown], range(len(shown)), xerr=[100 * sd for _, _, sd in shown], fmt=MARKERS[0], color=COLOURS[0],
-                    elinewidth=1.2, capsize=2.5, label="measured, ± 1 s.d.")  # fmt: skip
-        paper = _reported_variations()
-        for label, gaps in paper.items():
-            look = reported_style() | {
-                "markersize": 5.5,
-                "label": "reported, one marker a task" if label == next(iter(paper)) else None,
-            }
-            ax.plot(gaps, [order.index(label) + 0.26] * len(gaps), **look)
-        ax.set_yticks(range(len(shown)), order)
-        ax.invert_yaxis()
-        ax.set(xlabel="accuracy minus that of the usual setting, points")
-        ax.grid(visible=False, axis="y")
-        fig.legend(ncols=2, **LEGEND)
-    alt = (
-        "Change in accuracy, in points, when one thing changes: "
-        + ", ".join(f"{label} {100 * gap:+.1f}" for label, gap, _ in shown)
-        + "."
-    )
-    caption = (
-        f"One change at a time against n = 1, eps = 0.001, all sentences in every step ({record.scale} scale, k = "
-        f"{max(record.config['shots'])}, {m['seeds']:.0f} seeds for the first five rows and {table['full']['seeds']} for the others; the same "
-        "forward passes except in the last row). Hollow: the same change in the paper. Whiskers: one standard deviation of the changed run; what lies within its whisker says nothing."
-    )
-    return Drawn("fig-mezo-variations", fig, alt, caption)
-
-
-def _reported_variations() -> dict[str, list[float]]:
-    """Differences that the paper reports, in points: label -> one value a task."""
-    out: dict[str, list[float]] = {}
-    for n in (4, 16):
-        out[VARIATIONS[f"n{n}"]] = [
-            reported_value("mezo", TABLE_6, f"n={n} constant", task)
-            - reported_value("mezo", TABLE_6, "n=1 constant", task)
-            for task in ("SST-2", "SNLI", "TREC")
-        ]
-    tasks = ("SST-2", "SST-5", "SNLI", "MNLI", "RTE", "TREC")
-    out[VARIATIONS["one_point"]] = [
-        reported_value("mezo", TABLE_11, "One-point 40K", task)
-        - reported_value("mezo", TABLE_11, "SPSA 20K steps", task)
-        for task in tasks
-    ]
-    return out
-
-
-def smooth(losses: NDArray[np.float64], window: int = 5) -> NDArray[np.float64]:
-    """Mean of the last `window` values at each step, of fewer at the start: [T] -> [T].
-
-    >>> smooth(np.array([1.0, 3.0, 5.0]), 2).tolist()
-    [1.0, 2.0, 4.0]
-    """
-    total = np.concatenate([[0.0], np.cumsum(losses)])
-    ends = np.arange(1, len(losses) + 1)
-    starts = np.maximum(ends - window, 0)
-    return (total[ends] - total[starts]) / (ends - starts)
-
-
-def _band(ax: Any, x: NDArray[Any], runs: NDArray[Any], label: str, index: int) -> None:
-    """Mean and one standard deviation, with a label of its own: the caption says what the band is."""
-    look = series_style(index, points=len(x))
-    mean, sd = runs.mean(axis=0), runs.std(axis=0, ddof=1) if len(runs) > 1 else 0.0
-    ax.plot(x, mean, label=label, **look)
-    ax.fill_between(x, mean - sd, mean + sd, color=look["color"], alpha=0.18, linewidth=0.6)
-
-
-def _spread_note(ax: Any, seeds: int, at: tuple[float, float] = (0.99, 0.03)) -> None:
-    """What the bands are, inside the figure: a band without a meaning is decoration."""
-    text = f"bands: ± 1 s.d., {seeds} seeds"
-    ax.annotate(
-        text,
-        at,
-        xycoords="axes fraction",
-        ha="right",
-        va="bottom" if at[1] < 0.5 else "top",
-        fontsize=8.5,
-        color=GREY,
-    )
 
 
 def _ceiling(ax: Any, record: Record) -> None:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from papercore.experiments.mezo.closed_forms import GPU_GIB
 from papercore.experiments.mezo.figures_theory import LEGEND
-from papercore.lab.figures import COLOURS, GREY, reported_style, series_style, style
+from papercore.lab.figures import COLOURS, GREY, MARKERS, reported_style, series_style, style
 from papercore.lab.page import Drawn, NotMeasured, require, rows
 from papercore.lab.paths import record_folders
 from papercore.lab.record import Record
@@ -255,10 +255,56 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def step_time(record: Record | None = None) -> Drawn:
-    """Time of a step over two forward passes, by kernel."""
+    """Time of a step over its two forward passes, by kernel; from the benchmarks, not from `record`."""
     found = benchmarks()
     if found is None:
-        raise NotMeasured(
-            "records/benchmarks/mezo.json is missing: `make bench` measures the kernels and writes it"
+        raise NotMeasured("records/benchmarks/mezo.json is missing: make bench measures the kernels")
+    lines: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in found["rows"]:
+        noise = {"gaussian": "Gaussian", "rademacher": "signs"}[row["dist"]]
+        name = row["name"].replace("step of the paper's code", "paper's code")
+        lines.setdefault(f"{name}, {noise}", {})[row["tokens"]] = row
+    order = sorted(lines, key=lambda name: next(iter(lines[name].values()))["ratio"])
+    lengths = sorted({row["tokens"] for row in found["rows"]})
+    with style(height=1.0 + 0.24 * len(order)):
+        fig = Figure()
+        ax = fig.subplots()
+        for index, tokens in enumerate(lengths):
+            here = [(line, lines[name][tokens]) for line, name in enumerate(order) if tokens in lines[name]]
+            middle = np.array([row["ratio"] for _, row in here])
+            whiskers = np.abs(
+                np.array([[row["low"] for _, row in here], [row["high"] for _, row in here]]) - middle
+            )
+            ax.errorbar(
+                middle,
+                [line for line, _ in here],
+                xerr=whiskers,
+                fmt=MARKERS[index],
+                color=COLOURS[index],
+                elinewidth=1.1,
+                capsize=2.0,
+                label=f"{tokens} tokens",
+            )
+        ax.axvline(1.0, color=GREY, linewidth=1.0)
+        ax.set_yticks(range(len(order)), order, fontsize=8.5)
+        ax.invert_yaxis()
+        ax.set(xscale="log", xlabel="time of a step / its two forward passes")
+        low, high = ax.get_xlim()
+        ticks = [t for t in (1, 1.5, 2, 3, 5, 7, 10, 15, 20) if low <= t <= high]
+        ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        ax.set_xticks([], minor=True)
+        ax.grid(visible=False, axis="y")
+        fig.legend(ncols=len(lengths), **LEGEND)
+    told = []
+    for name in order:
+        told.append(
+            f"{name}: "
+            + ", ".join(
+                f"{row['ratio']:.2f} at {tokens} tokens" for tokens, row in sorted(lines[name].items())
+            )
         )
-    raise NotImplementedError
+    caption = (
+        "CPU time of a step over that of its two forward passes, which no step can do without (grey line). One run, all kernels in turn, "
+        f"{found['rounds']} rounds: medians, whiskers from the lower to the upper quartile. {found['model'][0].upper()}{found['model'][1:]}."
+    )
+    return Drawn("fig-mezo-steptime", fig, f"Step over two forwards. {'; '.join(told)}.", caption)

@@ -276,6 +276,11 @@ def _notes(config: StandardSettings, record: Record, corpus: Corpus, on_cuda: bo
         "questions, learning rates on other seeds; test questions choose nothing.",
     )
     record.note(
+        "standard_tuning",
+        "Each learning rate was chosen from a few by held-out loss on other seeds, after runs shorter than the reported ones and "
+        "with k examples a class; the larger regime takes the same rates.",
+    )
+    record.note(
         "standard_probe",
         "lp: logistic regression on the mean-pooled last hidden state (unit length). lp_word: on the first word's state at layer "
         f"{config.standard_probe_layer}, a feature that was picked with labels in hand: it shows how much the probe depends on it.",

@@ -40,11 +40,11 @@ class StandardSettings:
     standard_tuning_seeds: tuple[int, ...] = option(
         (100,), "seeds that choose learning rates; never reported ones"
     )
-    standard_tuning_steps: int = option(150, "MeZO steps of a run that chooses a learning rate", minimum=1)
-    standard_lr_full: tuple[float, ...] = option((2.5e-5, 5e-5, 1e-4), "learning rates tried: all weights")
-    standard_lr_norms_biases: tuple[float, ...] = option((5e-4, 1e-3, 2e-3), "tried: LayerNorm and biases")
-    standard_lr_lora: tuple[float, ...] = option((1e-3, 2e-3, 4e-3), "tried: LoRA")
-    standard_lr_no_prompt: tuple[float, ...] = option((5e-5, 1e-4, 2e-4), "tried: no prompt")
+    standard_tuning_steps: int = option(200, "MeZO steps of a run that chooses a learning rate", minimum=1)
+    standard_lr_full: tuple[float, ...] = option((5e-5, 1e-4), "learning rates tried: all weights")
+    standard_lr_norms_biases: tuple[float, ...] = option((1e-3, 2e-3), "tried: LayerNorm and biases")
+    standard_lr_lora: tuple[float, ...] = option((1e-3, 2e-3), "tried: LoRA")
+    standard_lr_no_prompt: tuple[float, ...] = option((1e-4, 2e-4), "tried: no prompt")
     standard_lr_adam: tuple[float, ...] = option((5e-5, 1e-4), "tried: Adam by backpropagation, all weights")
     standard_adam_steps: int = option(60, "Adam steps at k examples a class", minimum=1)
     standard_adam_large_steps: int = option(200, "Adam steps in the larger regime", minimum=1)
