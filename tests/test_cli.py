@@ -53,7 +53,9 @@ def test_list_names_chapters_scales_and_records(book):
     assert re.search(r"^  quick +record: none +needs: nothing$", first.out, re.M)
     assert re.search(r"^  standard +record: none +needs: patience$", first.out, re.M)
     book.call("run", "toy", "--device", "cpu")
-    assert re.search(r"^  quick +record: fresh, cpu, \d{4}-\d\d-\d\d +needs: nothing$", book.call("list").out, re.M)
+    assert re.search(
+        r"^  quick +record: fresh, cpu, \d{4}-\d\d-\d\d +needs: nothing$", book.call("list").out, re.M
+    )
     with book.experiment.open("a") as file:
         file.write("\nMORE = 1\n")
     assert re.search(r"^  quick +record: stale, cpu, ", book.call("list").out, re.M)
@@ -66,7 +68,10 @@ def test_list_as_json_has_every_setting_of_every_scale(book):
     assert row["records"] == {"quick": "none", "standard": "none", "paper": "none"}
     quick, standard = ({s["name"]: s for s in row["settings"][scale]} for scale in ("quick", "standard"))
     assert set(quick) == {"scale", "device", "seed", "parts", "rate", "kinds", "end"}
-    assert quick["parts"] == {"name": "parts", "default": 3, "help": "parts of the run"} and standard["parts"]["default"] == 5
+    assert (
+        quick["parts"] == {"name": "parts", "default": 3, "help": "parts of the run"}
+        and standard["parts"]["default"] == 5
+    )
     assert (quick["scale"]["default"], standard["scale"]["default"]) == ("quick", "standard")
 
 
@@ -107,17 +112,25 @@ def test_words_that_are_not_understood_are_answered_with_those_that_are(book, wo
 def test_cuda_that_is_not_there_is_refused_at_once(book):
     done = book.call("run", "toy", "--device", "cuda", CUDA_VISIBLE_DEVICES="")
     assert (done.status, done.out) == (2, "")
-    assert done.err.startswith("papercore: device 'cuda' was asked for, but torch sees no CUDA device: use --device cpu")
+    assert done.err.startswith(
+        "papercore: device 'cuda' was asked for, but torch sees no CUDA device: use --device cpu"
+    )
     assert files(book.runs) == [] and not book.log.exists()
 
 
 def test_help_and_version_are_to_be_had_without_torch(capsys):
-    for words, text in ((["--version"], f"papercore {__version__}"), (["run", "--help"], "--set FIELD=VALUE")):
+    for words, text in (
+        (["--version"], f"papercore {__version__}"),
+        (["run", "--help"], "--set FIELD=VALUE"),
+    ):
         with pytest.raises(SystemExit) as end:
             main(words)
         assert end.value.code == 0 and text in capsys.readouterr().out
     script = "import sys; from papercore import cli; cli.parser(); print('torch' in sys.modules, 'numpy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False False\n"
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout
+        == "False False\n"
+    )
 
 
 # ---- run -------------------------------------------------------------------------------------------------------------
@@ -129,20 +142,40 @@ def test_a_run_writes_its_record_and_prints_the_verdicts(book):
     path = record_of(book)
     assert re.fullmatch(r"quick-[0-9a-f]{10}\.json", path.name)
     assert done.out.startswith(f"wrote {path}\n")
-    assert "+ toy/C1     holds                      The parts add up.\n    reported 1.5\n    measured 1.5   rule == 1.5\n" in done.out
-    assert "- toy/C2     fails (expected)           The sum is large.\n    reported above 100\n    measured 1.50 and ?   rule total > 100\n    why      Small parts make a small sum.\n" in done.out
-    assert "  toy/C3     not tested at this scale   It works at any size.\n    why      There is no other size.\n" in done.out
-    assert re.search(r"^toy at quick on cpu: \d+ s, 0\.\d GiB; 1 holds, 1 fails \(expected\), 1 not tested at this scale$", done.out, re.M)
+    assert (
+        "+ toy/C1     holds                      The parts add up.\n    reported 1.5\n    measured 1.5   rule == 1.5\n"
+        in done.out
+    )
+    assert (
+        "- toy/C2     fails (expected)           The sum is large.\n    reported above 100\n    measured 1.50 and ?   rule total > 100\n    why      Small parts make a small sum.\n"
+        in done.out
+    )
+    assert (
+        "  toy/C3     not tested at this scale   It works at any size.\n    why      There is no other size.\n"
+        in done.out
+    )
+    assert re.search(
+        r"^toy at quick on cpu: \d+ s, 0\.\d GiB; 1 holds, 1 fails \(expected\), 1 not tested at this scale$",
+        done.out,
+        re.M,
+    )
     document = json.loads(path.read_text())
     assert document["metrics"] == {"total": 1.5, "total_in_numpy": 1.5} and document["config"]["parts"] == 3
-    assert files(book.runs) == [f"toy/{path.name}", f"toy/{path.stem}.npz"]  # the parts are gone, nothing temporary is left
+    assert files(book.runs) == [
+        f"toy/{path.name}",
+        f"toy/{path.stem}.npz",
+    ]  # the parts are gone, nothing temporary is left
 
 
 def test_a_second_run_says_that_it_reuses_the_record_unless_forced(book):
     first = book.call("run", "toy", "--device", "cpu")
     before = record_of(book).read_bytes()
-    second = book.call("run", "toy", "--device", "auto", CUDA_VISIBLE_DEVICES="")  # auto is cpu here: the same run
-    assert second.status == 0 and second.out.startswith(f"reused {record_of(book)} (same settings, same code; --force runs it again)\n")
+    second = book.call(
+        "run", "toy", "--device", "auto", CUDA_VISIBLE_DEVICES=""
+    )  # auto is cpu here: the same run
+    assert second.status == 0 and second.out.startswith(
+        f"reused {record_of(book)} (same settings, same code; --force runs it again)\n"
+    )
     assert second.out.splitlines()[1:] == first.out.splitlines()[1:]
     assert book.log.read_text() == "0 1 2 " and record_of(book).read_bytes() == before
     assert book.call("run", "toy", "--device", "cpu", "--force").out.startswith("wrote ")
@@ -159,7 +192,15 @@ def test_settings_reach_the_run_in_every_spelling(book):
     done = book.call("run", "toy", *words, "--out", "deep/er/mine.json", "--device", "cpu")
     assert done.status == 0 and files(book.root / "deep") == ["er/mine.json", "er/mine.npz"]
     config = json.loads((book.root / "deep/er/mine.json").read_text())["config"]
-    assert config == {"scale": "quick", "device": "cpu", "seed": 7, "parts": 2, "rate": 0.1, "kinds": ["fancy"], "end": "well"}
+    assert config == {
+        "scale": "quick",
+        "device": "cpu",
+        "seed": 7,
+        "parts": 2,
+        "rate": 0.1,
+        "kinds": ["fancy"],
+        "end": "well",
+    }
     assert files(book.runs) == []
 
 
@@ -174,7 +215,10 @@ def test_an_unexpected_verdict_is_status_1_for_the_settings_of_the_book_alone(bo
     book.reset()
     book.claims.write_text(book.claims.read_text().replace('"total > 100"', '"total > 1"'))
     done = book.call("run", "toy", "--device", "cpu")
-    assert (done.status, done.err) == (1, "unexpected: toy/C2 at quick holds although marked as expected to fail\n")
+    assert (done.status, done.err) == (
+        1,
+        "unexpected: toy/C2 at quick holds although marked as expected to fail\n",
+    )
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_run(book):
@@ -183,9 +227,19 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_run(book):
     (book.root / "mine.json").write_text('{"shopping": ["bread"]}')
     for words, env, status, message in (
         (("--out", "a-file/record.json"), {}, 1, r"papercore: \w+Error: .*a-file/record\.json"),
-        (("--out", "folder.json"), {}, 1, r"papercore: IsADirectoryError: .*is a folder, where a file was expected"),
+        (
+            ("--out", "folder.json"),
+            {},
+            1,
+            r"papercore: IsADirectoryError: .*is a folder, where a file was expected",
+        ),
         (("--out", "/proc/self/record.json"), {}, 1, r"papercore: \w+Error: .*nothing was changed there"),
-        ((), {"PAPERCORE_RUNS": "a-file"}, 1, r"papercore: \w+Error: .*nothing was changed there.*PAPERCORE_RUNS"),
+        (
+            (),
+            {"PAPERCORE_RUNS": "a-file"},
+            1,
+            r"papercore: \w+Error: .*nothing was changed there.*PAPERCORE_RUNS",
+        ),
         (("--out", "mine.json"), {}, 2, r"papercore: mine\.json is not a record: schema None"),
     ):
         done = book.call("run", "toy", "--device", "cpu", *words, **env)
@@ -202,16 +256,29 @@ def test_a_disk_that_fills_keeps_the_finished_parts(book):
     assert len(parts) == 2 and all(p.endswith(".npz") for p in parts)
     script = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)); from papercore.cli import main; sys.exit(main())"
     words = ["run", "toy", "--device", "cpu", "--set", "parts=2"]
-    limited = subprocess.run([sys.executable, "-c", script, *words], cwd=book.root, env=book.environment(), capture_output=True, text=True, timeout=120)
+    limited = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        cwd=book.root,
+        env=book.environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert (limited.returncode, limited.stdout) == (1, "")
-    assert re.match(r"papercore: OSError: .*File too large; nothing was changed there\. Free some space or name another folder", limited.stderr)
+    assert re.match(
+        r"papercore: OSError: .*File too large; nothing was changed there\. Free some space or name another folder",
+        limited.stderr,
+    )
     assert files(book.runs) == parts  # what was there is there, and nothing half-written
     assert book.call(*words).status == 0
 
 
 @pytest.mark.parametrize(
     ("end", "message"),
-    [("error", "papercore: RuntimeError: the last part fails\n"), ("nan", "papercore: FloatingPointError: the loss is nan at step 3\n")],
+    [
+        ("error", "papercore: RuntimeError: the last part fails\n"),
+        ("nan", "papercore: FloatingPointError: the loss is nan at step 3\n"),
+    ],
 )
 def test_a_run_that_fails_says_why_and_keeps_its_parts(book, end, message):
     done = book.call("run", "toy", "--device", "cpu", "--set", f"end={end}")
@@ -240,7 +307,9 @@ def test_an_interrupted_run_keeps_its_finished_parts_and_goes_on(book, how, stat
     reached.unlink()
     assert (process.returncode, out) == (status, "")
     if how == signal.SIGINT:
-        assert err == "\npapercore: interrupted; finished parts are kept, the same command goes on after them.\n"
+        assert (
+            err == "\npapercore: interrupted; finished parts are kept, the same command goes on after them.\n"
+        )
     (left,) = files(book.runs)
     assert re.fullmatch(r"toy/quick-\w{10}\.parts/\w{16}/part_0-\w{6}\.npz", left)
     done = book.call("run", "toy", "--device", "cpu")
@@ -250,7 +319,9 @@ def test_an_interrupted_run_keeps_its_finished_parts_and_goes_on(book, how, stat
     assert resumed["provenance"]["resumed"] is True
     book.call("run", "toy", "--device", "cpu", "--force")
     whole = json.loads(record_of(book).read_text())
-    assert {k: resumed[k] for k in ("metrics", "arrays", "config")} == {k: whole[k] for k in ("metrics", "arrays", "config")}
+    assert {k: resumed[k] for k in ("metrics", "arrays", "config")} == {
+        k: whole[k] for k in ("metrics", "arrays", "config")
+    }
     assert "resumed" not in whole["provenance"]
 
 
@@ -280,10 +351,21 @@ def test_claims_as_json_is_a_list_of_rows(book):
     rows = {(r["id"], r["scale"]): r for r in done.json}
     assert len(rows) == len(done.json) == 9
     first = rows["toy/C1", "quick"]
-    wanted = {"slug": "toy", "id": "toy/C1", "scale": "quick", "verdict": "holds", "measured": 1.5, "reported": "1.5", "rule": "== 1.5"}
+    wanted = {
+        "slug": "toy",
+        "id": "toy/C1",
+        "scale": "quick",
+        "verdict": "holds",
+        "measured": 1.5,
+        "reported": "1.5",
+        "rule": "== 1.5",
+    }
     assert {k: first[k] for k in wanted} == wanted
     assert Path(first["record"]).is_file() and Path(first["record"]).name.startswith("quick-")
-    assert (rows["toy/C1", "standard"]["verdict"], rows["toy/C1", "standard"]["label"]) == ("fails", "fails (expected)")
+    assert (rows["toy/C1", "standard"]["verdict"], rows["toy/C1", "standard"]["label"]) == (
+        "fails",
+        "fails (expected)",
+    )
     assert rows["toy/C1", "standard"]["why"] == "There are five parts at this scale."
     assert rows["toy/C3", "quick"]["record"] is None and rows["toy/C3", "quick"]["measured"] is None
     one = book.call("claims", "toy", "--scale", "standard", "--json")
@@ -293,14 +375,21 @@ def test_claims_as_json_is_a_list_of_rows(book):
 def test_claims_in_a_terminal_and_in_one_line(book):
     book.call("run", "toy", "--device", "cpu")
     text = book.call("claims").out
-    assert [line for line in text.splitlines() if line.startswith("---")] == ["--- quick", "--- standard", "--- paper"]
+    assert [line for line in text.splitlines() if line.startswith("---")] == [
+        "--- quick",
+        "--- standard",
+        "--- paper",
+    ]
     assert "+ toy/C1     holds                      The parts add up." in text
     assert book.call("claims", "--summary").out.splitlines() == [
         "toy          quick     1 holds, 1 fails (expected), 1 not tested at this scale",
         "toy          standard  1 not run, 2 not tested at this scale",
         "toy          paper     3 not tested at this scale",
     ]
-    assert book.call("claims", "toy", "--summary", "--scale", "paper").out == "toy          paper     3 not tested at this scale\n"
+    assert (
+        book.call("claims", "toy", "--summary", "--scale", "paper").out
+        == "toy          paper     3 not tested at this scale\n"
+    )
 
 
 def test_claims_end_with_status_1_on_an_unexpected_verdict(book):
@@ -308,7 +397,11 @@ def test_claims_end_with_status_1_on_an_unexpected_verdict(book):
     good = book.claims.read_text()
     for old, new, message in (
         ('"== 1.5"', '"< 1.5"', "unexpected: toy/C1 at quick fails\n"),
-        ('"total > 100"', '"total > 1"', "unexpected: toy/C2 at quick holds although marked as expected to fail\n"),
+        (
+            '"total > 100"',
+            '"total > 1"',
+            "unexpected: toy/C2 at quick holds although marked as expected to fail\n",
+        ),
     ):
         assert old in good
         book.claims.write_text(good.replace(old, new))
@@ -327,11 +420,16 @@ def test_a_stale_record_is_shown_as_stale_and_surprises_nobody(book):
     with book.experiment.open("a") as file:
         file.write("\nMORE = 1\n")
     done = book.call("claims", "--json", "--scale", "quick")
-    assert (done.status, [r["verdict"] for r in done.json]) == (0, ["stale", "stale", "not tested at this scale"])
+    assert (done.status, [r["verdict"] for r in done.json]) == (
+        0,
+        ["stale", "stale", "not tested at this scale"],
+    )
 
 
 def test_the_book_shows_its_own_record_where_there_is_no_other(book):
-    book.call("run", "toy", "--device", "cpu", "--scale", "standard", "--out", "book/records/toy/standard-cpu.json")
+    book.call(
+        "run", "toy", "--device", "cpu", "--scale", "standard", "--out", "book/records/toy/standard-cpu.json"
+    )
     rows = book.call("claims", "--scale", "standard", "--json").json
     assert rows[0]["verdict"] == "fails" and rows[0]["record"].endswith("book/records/toy/standard-cpu.json")
     # A run of one's own comes first, as long as it is fresh.
@@ -345,7 +443,14 @@ def test_the_book_shows_its_own_record_where_there_is_no_other(book):
 
 def test_a_reader_who_stops_reading_is_no_error(book):
     command = f"{sys.executable} -m papercore claims --json | head -c 5"
-    done = subprocess.run(["bash", "-c", command], cwd=book.root, env=book.environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=book.root,
+        env=book.environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert (done.stdout, done.stderr) == ("[\n {\n", "")
 
 
@@ -368,7 +473,9 @@ def test_a_sweep_runs_what_it_can_and_a_second_one_only_the_rest(book):
         "device=cpu, seed=1: RUNS/toy/quick-X.json",
         "device=cpu: RUNS/toy/quick-X.json",
     ]
-    assert len(book.log.read_text().split()) == 12  # four runs of three parts: what stands there twice is run once
+    assert (
+        len(book.log.read_text().split()) == 12
+    )  # four runs of three parts: what stands there twice is run once
     assert len(list(book.runs.glob("toy/*.json"))) == 2
     book.log.unlink()
     second = finish(book.start(*words))
@@ -395,8 +502,15 @@ def test_an_interrupted_sweep_keeps_what_is_finished(book):
     done = finish(process)
     gate.unlink()
     reached.unlink()
-    assert (done.status, done.err) == (130, "\npapercore: interrupted; finished parts are kept, the same command goes on after them.\n")
+    assert (done.status, done.err) == (
+        130,
+        "\npapercore: interrupted; finished parts are kept, the same command goes on after them.\n",
+    )
     written = [str(p) for p in book.runs.glob("toy/*.json")]
     assert first.split(": ")[1].strip() in written and len(written) < 3
     again = finish(book.start("sweep", "toy", "--device", "cpu", "--grid", "seed=0,1,2"))
-    assert again.status == 0 and len(again.out.splitlines()) == 3 and len(list(book.runs.glob("toy/*.json"))) == 3
+    assert (
+        again.status == 0
+        and len(again.out.splitlines()) == 3
+        and len(list(book.runs.glob("toy/*.json"))) == 3
+    )

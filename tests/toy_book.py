@@ -75,12 +75,19 @@ class ToyBook:
             target = self.package / name
             target.parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if (PACKAGE / name).is_dir() else shutil.copyfile
-            copy(PACKAGE / name, target, **({"ignore": shutil.ignore_patterns("__pycache__")} if copy is shutil.copytree else {}))
+            copy(
+                PACKAGE / name,
+                target,
+                **({"ignore": shutil.ignore_patterns("__pycache__")} if copy is shutil.copytree else {}),
+            )
         with (self.package / "experiments" / "__init__.py").open("a") as registry:
             registry.write('\nCHAPTERS = {"toy": Chapter("toy", "A toy", "Tests", "0000.00000")}\n')
         self.experiment = self.package / "experiments" / "toy" / "__init__.py"
         self.claims = self.package / "claims" / "toy.yml"
-        for source, target in ((CHAPTER / "experiment.py", self.experiment), (CHAPTER / "claims.yml", self.claims)):
+        for source, target in (
+            (CHAPTER / "experiment.py", self.experiment),
+            (CHAPTER / "claims.yml", self.claims),
+        ):
             target.parent.mkdir(parents=True)
             shutil.copyfile(source, target)
         self.runs = root / "runs"
@@ -109,7 +116,12 @@ class ToyBook:
         """Run `papercore WORDS` to its end."""
         if self._server is None:
             self._server = subprocess.Popen(
-                [sys.executable, "-c", FORKING], cwd=self.root, env=self.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [sys.executable, "-c", FORKING],
+                cwd=self.root,
+                env=self.environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
             )
         assert self._server.stdin and self._server.stdout
         out, err = self.root / "out", self.root / "err"

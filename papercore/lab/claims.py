@@ -278,7 +278,8 @@ def _claim(slug: str, entry: Any) -> Claim:
             f"claims/{slug}.yml, {name}: scales {list(scales)}, expected some of {list(SCALES)}."
         )
     by_scale = {
-        field: _by_scale(slug, name, field, entry.get(field), scales) for field in ("rule", "why", "expected", "metric", "shows")
+        field: _by_scale(slug, name, field, entry.get(field), scales)
+        for field in ("rule", "why", "expected", "metric", "shows")
     }
     claim = Claim(
         name, " ".join(str(entry["text"]).split()), str(entry["where"]), str(entry["reported"]), by_scale["metric"], by_scale["shows"], scales,

@@ -38,7 +38,11 @@ def source_hash(slug: str, scale: str) -> str:
 
 def _stamp() -> float:
     """The newest modification time in the package: the cached hash is good until a file changes."""
-    return max(path.stat().st_mtime for pattern in ("*.py", "tuning.json", "*.csv") for path in PACKAGE.rglob(pattern))
+    return max(
+        path.stat().st_mtime
+        for pattern in ("*.py", "tuning.json", "*.csv")
+        for path in PACKAGE.rglob(pattern)
+    )
 
 
 @lru_cache(maxsize=256)

@@ -63,7 +63,15 @@ class Checkpoint:
         try:
             state = torch.load(self.path, weights_only=False)
             parts, generators = state["parts"], state["generators"]
-        except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            KeyError,
+            TypeError,
+            EOFError,
+            OSError,
+            pickle.UnpicklingError,
+        ) as error:
             raise ValueError(
                 f"{self.path} is not a checkpoint: {error}. Delete it to start afresh."
             ) from error

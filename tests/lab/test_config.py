@@ -100,7 +100,13 @@ def test_a_value_of_the_wrong_kind_is_refused(field, value, found, wanted):
 
 def test_kinds_that_mean_the_same_are_made_equal():
     given = Small.quick(steps=41.0, lr=1, shots=[8, 16.0], arms="lora", rates=(1,))
-    assert (given.steps, given.lr, given.shots, given.arms, given.rates) == (41, 1.0, (8, 16), ("lora",), (1.0,))
+    assert (given.steps, given.lr, given.shots, given.arms, given.rates) == (
+        41,
+        1.0,
+        (8, 16),
+        ("lora",),
+        (1.0,),
+    )
     assert type(given.steps) is int and type(given.lr) is float and type(given.rates[0]) is float
     same = Small.quick(steps=41, lr=1.0, shots=(8, 16), arms=("lora",), rates=(1.0,))
     assert given == same and given.digest() == same.digest() and hash(given) == hash(same)
@@ -125,7 +131,10 @@ def test_a_config_is_frozen_and_describes_itself():
 def test_the_digest_changes_with_every_field():
     assert set(CHANGES) == {field.name for field in dataclasses.fields(Small)}
     plain = Small(device="cpu")
-    digests = [plain.digest(), *(dataclasses.replace(plain, **{name: value}).digest() for name, value in CHANGES.items())]
+    digests = [
+        plain.digest(),
+        *(dataclasses.replace(plain, **{name: value}).digest() for name, value in CHANGES.items()),
+    ]
     assert len(set(digests)) == len(digests)
     assert all(len(d) == 10 and set(d) <= set("0123456789abcdef") for d in digests)
 
@@ -141,9 +150,14 @@ def test_the_digest_sees_the_device_that_auto_stands_for(monkeypatch, cuda):
 def test_cuda_without_cuda_is_refused_when_it_is_needed_and_not_before(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = Small.quick(device="cuda")
-    assert config.digest() == Small.quick(device="cuda", steps=40).digest()  # a record of a GPU is recognised here
+    assert (
+        config.digest() == Small.quick(device="cuda", steps=40).digest()
+    )  # a record of a GPU is recognised here
     for asked in (config.torch_device, lambda: resolve_device("cuda")):
-        with pytest.raises(ValueError, match=r"device 'cuda' was asked for, but torch sees no CUDA device: use --device cpu \(or auto\)"):
+        with pytest.raises(
+            ValueError,
+            match=r"device 'cuda' was asked for, but torch sees no CUDA device: use --device cpu \(or auto\)",
+        ):
             asked()
     assert Small.quick().torch_device() == torch.device("cpu")
 
@@ -155,7 +169,9 @@ def test_the_digest_is_the_same_in_every_process_and_version():
 
 def test_checked_choice_lists_what_there_is():
     assert checked_choice("method", "a", ("a", "b")) == "a"
-    with pytest.raises(ValueError, match=r"unknown method 'fulll': expected one of full, lora\. Did you mean 'full'\?"):
+    with pytest.raises(
+        ValueError, match=r"unknown method 'fulll': expected one of full, lora\. Did you mean 'full'\?"
+    ):
         checked_choice("method", "fulll", ("full", "lora"))
     with pytest.raises(ValueError, match=r"unknown method None: expected one of aa\."):
         checked_choice("method", None, ("aa",))

@@ -18,7 +18,10 @@ def _decoder(config=SIZES, seed=0):
     made = Decoder(config, generator=torch.Generator().manual_seed(seed)).double()
     with torch.no_grad():
         for i, p in enumerate(made.parameters()):
-            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(100 + i), dtype=p.dtype), alpha=0.3)
+            p.add_(
+                torch.randn(p.shape, generator=torch.Generator().manual_seed(100 + i), dtype=p.dtype),
+                alpha=0.3,
+            )
     return made
 
 
@@ -40,7 +43,10 @@ def _by_hand(model, input_ids, prefixes=None):
             for t in range(len(ids)):
                 keys, values = k[: t + 1], v[: t + 1]
                 if prefixes is not None:
-                    keys, values = torch.cat([prefixes[layer][0], keys]), torch.cat([prefixes[layer][1], values])
+                    keys, values = (
+                        torch.cat([prefixes[layer][0], keys]),
+                        torch.cat([prefixes[layer][1], values]),
+                    )
                 for head in range(heads):
                     part = slice(head * size, (head + 1) * size)
                     weights = torch.softmax(keys[:, part] @ q[t, part] / math.sqrt(size), dim=0)
@@ -131,7 +137,10 @@ def test_no_global_randomness_is_used_and_the_seed_decides():
 
 
 def test_the_first_weights_are_those_of_a_language_model():
-    model = Decoder(DecoderConfig(vocabulary=400, width=128, layers=4, heads=4, context=64, prefix=5), generator=torch.Generator().manual_seed(0))
+    model = Decoder(
+        DecoderConfig(vocabulary=400, width=128, layers=4, heads=4, context=64, prefix=5),
+        generator=torch.Generator().manual_seed(0),
+    )
     assert not any(p.is_meta for p in model.parameters())
     spread = {name: p.std().item() for name, p in model.named_parameters() if p.dim() > 1}
     for name, value in spread.items():
@@ -155,8 +164,14 @@ def test_impossible_sizes_and_prefixes_are_refused():
     with pytest.raises(ValueError, match="width 10 is not a multiple of 4 heads"):
         DecoderConfig(vocabulary=3, width=10, heads=4)
     model = _decoder()
-    for tokens, shape in ((torch.zeros(0), r"\(0,\)"), (torch.zeros(13), r"\(13,\)"), (torch.zeros(1, 2), r"\(1, 2\)")):
-        with pytest.raises(ValueError, match=rf"a prefix starts from 1 to 12 token ids \[p\], got shape {shape}"):
+    for tokens, shape in (
+        (torch.zeros(0), r"\(0,\)"),
+        (torch.zeros(13), r"\(13,\)"),
+        (torch.zeros(1, 2), r"\(1, 2\)"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"a prefix starts from 1 to 12 token ids \[p\], got shape {shape}"
+        ):
             model.with_prefix(tokens.long())
     with pytest.raises(ValueError, match="this decoder has a prefix of 2 already"):
         model.with_prefix(torch.tensor([1, 2])).with_prefix(torch.tensor([3]))

@@ -30,7 +30,8 @@ def _freed_before_the_end():
 
 
 @pytest.mark.parametrize(
-    ("run", "floats"), [(_two_after_each_other, 2000), (_two_at_once, 3000), (_nothing, 0), (_freed_before_the_end, 3000)]
+    ("run", "floats"),
+    [(_two_after_each_other, 2000), (_two_at_once, 3000), (_nothing, 0), (_freed_before_the_end, 3000)],
 )
 def test_the_peak_is_what_is_alive_at_once(run, floats):
     before = torch.ones(100_000)  # alive before, so not counted

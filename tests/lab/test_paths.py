@@ -109,7 +109,9 @@ except OSError as error:
     print(type(error).__name__, error)
 """
     path = tmp_path / "record.json"
-    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert "File too large" in done.stdout and "nothing was changed there" in done.stdout
     assert path.read_bytes() == b"small" and list(tmp_path.iterdir()) == [path]

@@ -53,7 +53,10 @@ def test_what_goes_in_comes_out_again(record, tmp_path):
     assert loaded.path == path == record.path
     for field in ("slug", "scale", "config", "metrics", "moves", "tables", "notes", "provenance"):
         assert getattr(loaded, field) == getattr(record, field), field
-    assert loaded.tables["arms"] == {"columns": ["arm", "k", "mean"], "rows": [["full", 4, 0.5], ["lora", 16, 0.25]]}
+    assert loaded.tables["arms"] == {
+        "columns": ["arm", "k", "mean"],
+        "rows": [["full", 4, 0.5], ["lora", 16, 0.25]],
+    }
     assert loaded.arrays.keys() == record.arrays.keys()
     for name, values in record.arrays.items():
         assert np.array_equal(loaded.arrays[name], values) and loaded.arrays[name].dtype == values.dtype
@@ -66,7 +69,14 @@ def test_what_goes_in_comes_out_again(record, tmp_path):
 
 def test_numbers_are_the_same_before_saving_and_after_loading(tmp_path):
     record = Record.start(Small.quick(device="cpu"))
-    values = {"third": 1 / 3, "large": 123_456_789_012, "negative": -2.5e-17, "nan": math.nan, "infinite": math.inf, "zero": 0.0}
+    values = {
+        "third": 1 / 3,
+        "large": 123_456_789_012,
+        "negative": -2.5e-17,
+        "nan": math.nan,
+        "infinite": math.inf,
+        "zero": 0.0,
+    }
     for name, value in values.items():
         returned = record.metric(name, value, "exact")
         assert returned == record.metrics[name] or math.isnan(value - value)
@@ -112,7 +122,9 @@ def test_the_source_is_hashed_when_the_run_begins(monkeypatch):
 @pytest.mark.parametrize("moves", ["", "exactly", "exact:1", "exact:", "rel", "rel:0", "rel:-1", "rel:x", "rel:nan", "rel:inf", "rel:1:2", "abs:", "se:2", "se:2:", "se::x", "se:0:x", "volatile:1", 5, None])  # fmt: skip
 def test_how_far_a_metric_may_move_is_checked(moves):
     record = Record.start(Small.quick(device="cpu"))
-    with pytest.raises(ValueError, match=r"metric 'x': moves = .* is not one of exact, rel:X, abs:X, se:K:NAME, volatile"):
+    with pytest.raises(
+        ValueError, match=r"metric 'x': moves = .* is not one of exact, rel:X, abs:X, se:K:NAME, volatile"
+    ):
         record.metric("x", 1.0, moves)
     assert record.metrics == {}
     record.finish()
@@ -131,10 +143,14 @@ def test_misuse_is_refused(record, tmp_path):
     with pytest.raises(ValueError, match="a record is a .json file, got .*quick.npz"):
         record.save(tmp_path / "quick.npz")
     running = Record.start(Small.quick(device="cpu"))
-    with pytest.raises(ValueError, match=r"the record of small is still running: call finish\(\) before save\(\)"):
+    with pytest.raises(
+        ValueError, match=r"the record of small is still running: call finish\(\) before save\(\)"
+    ):
         running.save(tmp_path / "quick.json")
     running.metric("gain", 1.0, "se:2:gone")
-    with pytest.raises(ValueError, match="metric 'gain' moves with the standard error 'gone', which the record does not hold"):
+    with pytest.raises(
+        ValueError, match="metric 'gain' moves with the standard error 'gone', which the record does not hold"
+    ):
         running.finish()
     assert list(tmp_path.iterdir()) == []
 
@@ -173,7 +189,9 @@ def test_records_are_compared_as_far_as_each_metric_may_move(moves, mine, theirs
     first, second = _pair(moves, mine, theirs, error=0.1)
     for problems in (first.compare(second), second.compare(first)):
         assert (problems == []) is agree
-        assert agree or (len(problems) == 1 and problems[0].startswith("x: ") and problems[0].endswith(f"({moves})"))
+        assert agree or (
+            len(problems) == 1 and problems[0].startswith("x: ") and problems[0].endswith(f"({moves})")
+        )
 
 
 def test_a_metric_that_one_record_lacks_is_a_difference():
@@ -182,7 +200,9 @@ def test_a_metric_that_one_record_lacks_is_a_difference():
     assert first.compare(second) == ["y: only in the other record"]
     assert second.compare(first) == ["y: only in this record"]
     second.scale = "paper"
-    with pytest.raises(ValueError, match="a record of small at quick is not comparable to one of small at paper"):
+    with pytest.raises(
+        ValueError, match="a record of small at quick is not comparable to one of small at paper"
+    ):
         first.compare(second)
 
 
@@ -306,7 +326,9 @@ def test_a_full_disk_leaves_the_old_record_whole(record, tmp_path, monkeypatch, 
     monkeypatch.setattr(owner, call, full)
     record.metrics["accuracy"] = 0.9
     record.arrays["curve"] = record.arrays["curve"] + 1
-    with pytest.raises(OSError, match=r"No space left on device; nothing was changed there\. Free some space"):
+    with pytest.raises(
+        OSError, match=r"No space left on device; nothing was changed there\. Free some space"
+    ):
         record.save(path)
     monkeypatch.undo()
     assert len(calls) == 1
@@ -330,5 +352,7 @@ def test_a_process_killed_between_the_two_files_is_noticed(record, tmp_path, mon
         record.save(path)
     monkeypatch.undo()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["quick.json", "quick.npz"]
-    with pytest.raises(ValueError, match=r"quick\.npz does not belong to its record: array 'curve' is another one"):
+    with pytest.raises(
+        ValueError, match=r"quick\.npz does not belong to its record: array 'curve' is another one"
+    ):
         Record.load(path)

@@ -129,7 +129,9 @@ def test_what_a_nan_does_not_touch_is_decided(text, metrics, holds):
     ],
 )
 def test_syntax_outside_the_whitelist_is_refused(text):
-    with pytest.raises(ValueError, match=r"^rule .* (uses \w+: allowed are numbers, metric names|does not parse|max takes)"):
+    with pytest.raises(
+        ValueError, match=r"^rule .* (uses \w+: allowed are numbers, metric names|does not parse|max takes)"
+    ):
         Rule(text)
 
 
@@ -166,7 +168,9 @@ def test_what_is_no_test_is_refused(text, message):
 
 
 def test_a_comparison_alone_needs_a_metric():
-    with pytest.raises(ValueError, match="rule '>= 0.9' begins with a comparison but its claim names no metric"):
+    with pytest.raises(
+        ValueError, match="rule '>= 0.9' begins with a comparison but its claim names no metric"
+    ):
         Rule(">= 0.9")
 
 
@@ -208,7 +212,9 @@ def test_towers_of_powers_end_at_once():
 
 # Written as floats, so that Python reckons in floats too; powers are small and whole, so that none is complex or infinite.
 NUMBERS = st.one_of(
-    st.integers(0, 9).map("{}.0".format), st.floats(0, 100).map(lambda v: repr(round(v, 3))), st.sampled_from("abc")
+    st.integers(0, 9).map("{}.0".format),
+    st.floats(0, 100).map(lambda v: repr(round(v, 3))),
+    st.sampled_from("abc"),
 )
 
 
@@ -230,7 +236,11 @@ COMPARISONS = st.one_of(
 )
 TESTS = st.recursive(
     COMPARISONS,
-    lambda inner: st.one_of(st.builds("({} and {})".format, inner, inner), st.builds("({} or {})".format, inner, inner), st.builds("not ({})".format, inner)),
+    lambda inner: st.one_of(
+        st.builds("({} and {})".format, inner, inner),
+        st.builds("({} or {})".format, inner, inner),
+        st.builds("not ({})".format, inner),
+    ),
     max_leaves=4,
 )
 VALUES = st.one_of(st.integers(-5, 5).map(float), st.floats(-100, 100).map(lambda v: round(v, 3)))

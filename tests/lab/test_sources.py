@@ -86,7 +86,10 @@ QUICK = [
 
 def test_the_walk_follows_every_kind_of_import_and_nothing_else(tree):
     assert reached_modules("toy", "quick") == [f"papercore.{name}" for name in QUICK]
-    assert reached_modules("toy", "standard") == ["papercore.experiments.toy.standard", "papercore.kernel.trainer"]
+    assert reached_modules("toy", "standard") == [
+        "papercore.experiments.toy.standard",
+        "papercore.kernel.trainer",
+    ]
     # No module of its own for this scale: the package itself is the entry.
     assert reached_modules("toy", "paper") == ["papercore.experiments.toy"]
     with pytest.raises(ValueError, match=r"no experiment 'tay' in papercore\.experiments"):
@@ -133,7 +136,9 @@ def test_comments_docstrings_and_layout_do_not_count_and_code_does(tree):
         return source_hash("toy", "quick")
 
     plain = hashed("def f(x):\n    return 2 * x\n", 2e9)
-    assert {name: hashed(text, 2e9 + 1 + i) for i, (name, text) in enumerate(SAME.items())} == dict.fromkeys(SAME, plain)
+    assert {name: hashed(text, 2e9 + 1 + i) for i, (name, text) in enumerate(SAME.items())} == dict.fromkeys(
+        SAME, plain
+    )
     others = [hashed(text, 2e9 + 10 + i) for i, text in enumerate(OTHER.values())]
     assert len({plain, *others}) == len(OTHER) + 1
 
@@ -158,7 +163,14 @@ def test_reported_numbers_are_source_where_they_are_reckoned_with(tree):
     reported = tree / "claims" / "toy.csv"
     reported.parent.mkdir()
     hashes = []
-    for moment, (code, numbers) in enumerate([("X = 1\n", "12"), ("X = 1\n", "13"), ("from papercore.lab.claims import reported\n", "12"), ("from papercore.lab.claims import reported\n", "13")]):
+    for moment, (code, numbers) in enumerate(
+        [
+            ("X = 1\n", "12"),
+            ("X = 1\n", "13"),
+            ("from papercore.lab.claims import reported\n", "12"),
+            ("from papercore.lab.claims import reported\n", "13"),
+        ]
+    ):
         arms.write_text(code)
         reported.write_text(numbers)
         for path in (arms, reported):
@@ -210,7 +222,19 @@ def test_the_text_of_a_tree_is_written_down(tmp_path):
     )
 
 
-JUDGES = ("figures", "figure_style", "picture", "plot", "explore", "scoreboard", "claims", "rules", "record", "progress", "config")
+JUDGES = (
+    "figures",
+    "figure_style",
+    "picture",
+    "plot",
+    "explore",
+    "scoreboard",
+    "claims",
+    "rules",
+    "record",
+    "progress",
+    "config",
+)
 
 
 @pytest.mark.parametrize("scale", ["quick", "standard", "paper"])
@@ -218,7 +242,11 @@ def test_the_hash_of_the_first_chapter_covers_its_kernel_and_leaves_out_what_onl
     reached = reached_modules("mezo", scale)
     assert f"papercore.experiments.mezo.{scale}" in reached
     assert {"papercore.mezo.optimizer", "papercore.mezo.philox", "papercore.lab.training"} <= set(reached)
-    assert not {"papercore.cli", "papercore.experiments", *(f"papercore.lab.{name}" for name in JUDGES)} & set(reached)
+    assert not {
+        "papercore.cli",
+        "papercore.experiments",
+        *(f"papercore.lab.{name}" for name in JUDGES),
+    } & set(reached)
 
 
 # Runs a very small quick run and prints the files of papercore in which a function was called.
@@ -256,10 +284,16 @@ print(json.dumps(sorted(Path(f).relative_to(package).with_suffix("").as_posix() 
 
 def test_no_module_that_a_quick_run_calls_is_missing_from_its_hash(tmp_path):
     env = {**os.environ, "PAPERCORE_RUNS": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", CALLED], capture_output=True, text=True, timeout=250, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", CALLED], capture_output=True, text=True, timeout=250, env=env
+    )
     assert done.returncode == 0, done.stderr
     called = {"papercore." + name.replace("/", ".") for name in json.loads(done.stdout)}
     assert {"papercore.experiments.mezo.quick", "papercore.mezo.optimizer", "papercore.lab.decoder"} <= called
     allowed = {f"papercore.lab.{name}" for name in sources.NOT_HASHED}
-    allowed |= {"papercore.experiments.mezo.config", "papercore.experiments.mezo.__init__", "papercore.mezo.__init__"}
+    allowed |= {
+        "papercore.experiments.mezo.config",
+        "papercore.experiments.mezo.__init__",
+        "papercore.mezo.__init__",
+    }
     assert called - set(reached_modules("mezo", "quick")) - allowed == set()

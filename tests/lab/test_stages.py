@@ -62,7 +62,11 @@ def test_a_part_is_computed_once_and_read_back_equal(tmp_path):
     assert first.keys() == again.keys()
     for key in first:
         assert type(first[key]) is type(again[key])
-        assert np.array_equal(first[key], again[key], equal_nan=True) if isinstance(first[key], np.ndarray) else first[key] == again[key]
+        assert (
+            np.array_equal(first[key], again[key], equal_nan=True)
+            if isinstance(first[key], np.ndarray)
+            else first[key] == again[key]
+        )
     assert first["accuracy"] == 1 / 3 and first["losses"] == [0.1, math.inf] and first["at"] == [0, 1]
     assert first["count"] == 3 and first["best"] is True
     assert first["empty"].shape == (0, 3) and first["empty"].dtype == np.float32
@@ -93,7 +97,9 @@ def test_a_part_that_fails_leaves_nothing_and_is_tried_again(tmp_path):
 
 def test_what_cannot_be_kept_is_refused_by_name(tmp_path):
     stages = Stages(tmp_path)
-    with pytest.raises(TypeError, match="part 'x' returned what is neither JSON nor a numpy array: .*complex"):
+    with pytest.raises(
+        TypeError, match="part 'x' returned what is neither JSON nor a numpy array: .*complex"
+    ):
         stages.get("x", lambda: {"a": 1j})
     with pytest.raises(TypeError, match="part 'x': array 'a' holds Python objects"):
         stages.get("x", lambda: {"a": np.array([None])})
@@ -150,7 +156,9 @@ def test_seconds_of_finished_parts_are_remembered(tmp_path):
 def test_another_setting_or_another_source_starts_afresh(monkeypatch, tmp_path):
     calls: list[str] = []
     config = Small.quick(device="cpu")
-    for step, (same, source) in enumerate(((config, "a"), (config.replace(steps=5), "a"), (config, "b"), (config.replace(seed=1), "b"))):
+    for step, (same, source) in enumerate(
+        ((config, "a"), (config.replace(steps=5), "a"), (config, "b"), (config.replace(seed=1), "b"))
+    ):
         monkeypatch.setattr(module, "source_hash", lambda slug, scale, source=source: source)
         Stages.of(same).get("x", _part(calls))
         assert len(calls) == step + 1
@@ -199,7 +207,12 @@ print(json.dumps([[r["sum"], r["values"].tolist()] for r in results]))
 def test_a_killed_run_goes_on_after_its_last_finished_part(tmp_path, how):
     def run(root):
         root.mkdir(exist_ok=True)
-        return subprocess.Popen([sys.executable, "-c", SCRIPT, str(root), str(gate)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        return subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(root), str(gate)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
 
     gate, root = tmp_path / "gate", tmp_path / "killed"
     gate.touch()
@@ -215,4 +228,10 @@ def test_a_killed_run_goes_on_after_its_last_finished_part(tmp_path, how):
     resumed = run(root).communicate(timeout=60)[0]
     whole = run(tmp_path / "whole").communicate(timeout=60)[0]
     assert json.loads(resumed) == json.loads(whole) and len(json.loads(whole)) == 4
-    assert (root / "log").read_text().split() == ["0", "1", "2", "2", "3"]  # what was finished was not run again
+    assert (root / "log").read_text().split() == [
+        "0",
+        "1",
+        "2",
+        "2",
+        "3",
+    ]  # what was finished was not run again

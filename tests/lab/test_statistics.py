@@ -56,7 +56,9 @@ def test_too_few_or_unlike_numbers_are_refused():
         with pytest.raises(ValueError, match=f"a spread needs at least two seeds, got {len(values)}"):
             summarize(values)
     for first, second in (([1, 2], [1, 2, 3]), ([1], [2]), ([[1, 2]], [[1, 2]])):
-        with pytest.raises(ValueError, match="a paired test needs two lists of the same length >= 2, got shapes"):
+        with pytest.raises(
+            ValueError, match="a paired test needs two lists of the same length >= 2, got shapes"
+        ):
             paired(first, second)
 
 
@@ -64,4 +66,6 @@ def test_rank_correlation():
     assert spearman([1, 2, 3, 4], [10, 20, 25, 100]) == pytest.approx(1.0)
     assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
     # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: Pearson's correlation of the ranks.
-    assert spearman([1, 2, 2, 5], [1, 2, 3, 4]) == pytest.approx(np.corrcoef([1, 2.5, 2.5, 4], [1, 2, 3, 4])[0, 1])
+    assert spearman([1, 2, 2, 5], [1, 2, 3, 4]) == pytest.approx(
+        np.corrcoef([1, 2.5, 2.5, 4], [1, 2, 3, 4])[0, 1]
+    )

@@ -30,7 +30,9 @@ class Run:
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, 5, 0.5)
         self.batches, self.noise = torch.Generator().manual_seed(2), torch.Generator().manual_seed(3)
         parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
-        self.checkpoint = path and Checkpoint(path, every, parts, {"batches": self.batches, "noise": self.noise})
+        self.checkpoint = path and Checkpoint(
+            path, every, parts, {"batches": self.batches, "noise": self.noise}
+        )
         self.seen: list[int] = []
 
     def step(self, index):
@@ -84,7 +86,9 @@ def test_the_loop_calls_each_step_once_and_returns_its_losses():
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_no_number_stops_with_its_step(tmp_path, bad):
     run = Run(tmp_path / "state.pt", every=2)
-    with pytest.raises(FloatingPointError, match=rf"training: the loss is {bad} at step 5: lower the learning rate"):
+    with pytest.raises(
+        FloatingPointError, match=rf"training: the loss is {bad} at step 5: lower the learning rate"
+    ):
         run.train(step=lambda i: bad if i == 5 else run.step(i))
     # The last good state is what a second attempt begins with.
     again = Run(tmp_path / "state.pt")
@@ -112,7 +116,12 @@ def test_a_backward_step_is_torch_by_hand():
     first, second = Run(), Run()
     x = torch.linspace(-1, 1, 10).reshape(2, 5)
     rates = [0.1, 0.01, 0.2]
-    train(backward_step(lambda i: first.model(x).square().sum() * 100, first.optimizer, lr=rates.__getitem__, clip=0.5), 3)
+    train(
+        backward_step(
+            lambda i: first.model(x).square().sum() * 100, first.optimizer, lr=rates.__getitem__, clip=0.5
+        ),
+        3,
+    )
     for rate in rates:
         second.optimizer.param_groups[0]["lr"] = rate
         second.optimizer.zero_grad()
@@ -126,11 +135,18 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     run = Run(tmp_path / "state.pt")
     run.train()
     path, parts, generators = run.checkpoint.path, run.checkpoint.parts, run.checkpoint.generators
-    with pytest.raises(ValueError, match=r"state\.pt holds the parts \['model', 'optimizer', 'schedule'\], this run has \['model'\]: delete it"):
+    with pytest.raises(
+        ValueError,
+        match=r"state\.pt holds the parts \['model', 'optimizer', 'schedule'\], this run has \['model'\]: delete it",
+    ):
         Checkpoint(path, 4, {"model": run.model}, generators).load()
-    with pytest.raises(ValueError, match=r"state\.pt holds the generators \['batches', 'noise'\], this run has \['other'\]"):
+    with pytest.raises(
+        ValueError, match=r"state\.pt holds the generators \['batches', 'noise'\], this run has \['other'\]"
+    ):
         Checkpoint(path, 4, parts, {"other": torch.Generator()}).load()
-    with pytest.raises(ValueError, match=r"state\.pt is 8 steps into a longer run than this one of 5: delete it"):
+    with pytest.raises(
+        ValueError, match=r"state\.pt is 8 steps into a longer run than this one of 5: delete it"
+    ):
         Run(path).train(steps=5)
     with pytest.raises(RuntimeError, match="size mismatch"):
         Checkpoint(path, 4, {**parts, "model": nn.Linear(2, 2)}, generators).load()
@@ -174,7 +190,9 @@ def test_a_disk_that_fills_while_torch_writes_is_named_and_the_old_state_kept(tm
     pytest.importorskip("resource")
     path = tmp_path / "state.pt"
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, timeout=120, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, timeout=120, env=env
+    )
     assert done.returncode == 0, done.stderr
     assert os.strerror(errno.EFBIG) in done.stdout and "nothing was changed there" in done.stdout
     assert done.stdout.splitlines()[-1] == "1" and list(tmp_path.iterdir()) == [path]
@@ -182,7 +200,9 @@ def test_a_disk_that_fills_while_torch_writes_is_named_and_the_old_state_kept(tm
 
 def test_the_learning_rate_climbs_and_falls_linearly():
     lr = warmup_linear(2.0, 10, warmup=4)
-    assert [lr(i) for i in range(11)] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 5 / 3, 4 / 3, 1.0, 2 / 3, 1 / 3, 0.0])
+    assert [lr(i) for i in range(11)] == pytest.approx(
+        [0.5, 1.0, 1.5, 2.0, 2.0, 5 / 3, 4 / 3, 1.0, 2 / 3, 1 / 3, 0.0]
+    )
     assert lr(20) == 0.0
     plain = warmup_linear(1.0, 4)
     assert [plain(i) for i in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from papercore.experiments.mezo.language import TOPICS
 from papercore.experiments.mezo.theory import DRIFT_COLUMNS
 from papercore.lab.claims import reported_value
 from papercore.lab.page import NotMeasured, require, rows, table
@@ -114,13 +115,24 @@ def standard(record: Record) -> str:
 
 
 def gaps(record: Record) -> dict[str, float]:
-    """How far the run without a prompt is behind, in points: `lost` halfway, `lost_end` at the end."""
-    require(record, "full_halfway", "no_prompt_halfway", "full_mean", "no_prompt_mean")
-    m = record.metrics
+    """How far the run without a prompt is behind, in points: `lost` after `passes` forward passes, `lost_end` after `passes_end`."""
+    require(record, "full_halfway", "no_prompt_halfway", "full_mean", "no_prompt_mean", "eval_at")
+    m, at = record.metrics, record.arrays["eval_at"]
     return {
         "lost": 100 * (m["full_halfway"] - m["no_prompt_halfway"]),
         "lost_end": 100 * (m["full_mean"] - m["no_prompt_mean"]),
+        "passes": 2 * int(at[-2]),
+        "passes_end": 2 * int(at[-1]),
+        "chance": 1 / TOPICS,
     }
+
+
+def speeds(record: Record) -> dict[str, float]:
+    """Largest over smallest number of trained weights, and of steps to half a nat, over four choices of what is trained."""
+    names = ("full", "lora", "prefix", "norms_biases")
+    require(record, *(f"{name}_{what}" for name in names for what in ("trained", "steps_to_half_nat")))
+    sizes, steps = ([record.metrics[f"{name}_{what}"] for name in names] for what in ("trained", "steps_to_half_nat"))
+    return {"sizes": max(sizes) / min(sizes), "steps": max(steps) / min(steps)}
 
 
 def limits(record: Record) -> dict[str, float]:
