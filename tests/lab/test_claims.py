@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from papercore.experiments import CHAPTERS
 from papercore.lab import claims as module
 from papercore.lab.claims import (
     VERDICTS,
@@ -25,7 +23,6 @@ from papercore.lab.claims import (
 )
 from papercore.lab.config import SCALES
 from papercore.lab.record import Record
-from papercore.lab.rules import identifier
 
 CLAIM = {
     "id": "toy/C1",
@@ -347,43 +344,3 @@ def test_a_damaged_table_of_reported_numbers_is_refused_with_its_line(write, bef
     (folder / "toy.csv").write_text(CSV.replace(before, after), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         reported("toy")
-
-
-# ---- the claims that the book ships ----------------------------------------------------------------------------------
-
-
-def test_there_are_claims_for_every_chapter_and_no_other():
-    assert set(slugs()) == set(CHAPTERS)
-
-
-@pytest.mark.parametrize("slug", sorted(CHAPTERS))
-def test_the_claims_of_a_chapter_are_whole(slug):
-    claims = load_claims(slug)
-    ids = [claim.id for claim in claims] + [entry["id"] for entry in left_out(slug)]
-    numbers = sorted(int(re.fullmatch(rf"{slug}/[A-Z](\d+)", name)[1]) for name in ids)
-    assert numbers == list(range(1, len(ids) + 1)), "claims are numbered without gap or double"
-    for claim in claims:
-        assert claim.text.endswith(".") and claim.where and claim.reported, claim.id
-        for scale in claim.scales:
-            names = claim.parsed_rule(scale).names
-            assert names, claim.id
-            assert identifier(claim.metric.get(scale, "")) in names or claim.shows.get(scale), (
-                f"{claim.id} neither judges nor shows it"
-            )
-        assert claim.figure is None or re.fullmatch(rf"fig-{slug}-[a-z0-9-]+", claim.figure), claim.id
-        if claim.scales:
-            assert claim.figure, f"{claim.id} names no figure"
-        else:
-            assert claim.why, f"{claim.id} is never tested and does not say why"
-    assert reported(slug)
-
-
-def test_the_first_chapter_has_the_eighteen_claims_of_its_paper():
-    ids = {claim.id for claim in load_claims("mezo")} | {entry["id"] for entry in left_out("mezo")}
-    assert ids == {f"mezo/C{i}" for i in range(1, 19)}
-
-
-@pytest.mark.parametrize("slug", sorted(CHAPTERS))
-def test_no_reported_number_stands_there_twice(slug):
-    cells = [(row["table"], row["row"], row["column"]) for row in reported(slug)]
-    assert len(cells) == len(set(cells))

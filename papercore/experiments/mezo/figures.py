@@ -59,7 +59,7 @@ def prompt(record: Record) -> Drawn:
     }
     require(record, "eval_at", "bayes", *(f"curve_{name}" for name in arms))
     passes = 2 * np.asarray(record.arrays["eval_at"])
-    with style(height=3.3):
+    with style(height=3.0):
         fig = Figure()
         ax, side = fig.subplots(1, 2, sharey=True, width_ratios=(3.2, 1))
         for name, (label, index) in arms.items():
@@ -117,7 +117,7 @@ def bars(record: Record) -> Drawn:
     found = {(row["method"], row["k"]): row for row in table}
     methods = [name for name in METHODS if (name, shots[-1]) in found]
     width = 0.8 / len(shots)
-    with style(height=3.3):
+    with style(height=3.1):
         fig = Figure()
         ax = fig.subplots()
         for i, k in enumerate(shots):
@@ -180,7 +180,7 @@ def checkpoints(record: Record) -> Drawn:
     """Accuracy of MeZO, in-context learning and the bare prompt, from checkpoints of pretraining."""
     table = rows(record, "checkpoints")
     steps = [row["pretraining steps"] for row in table]
-    with style():
+    with style(height=2.7):
         fig = Figure()
         ax = fig.subplots()
         for column, index, label in (

@@ -31,7 +31,7 @@ def memory(record: Record) -> Drawn:
     sizes, fits = rows(record, "memory"), rows(record, "figure_4")
     require(record, "memory_worst_gap_gib", "figure_4_matches", "figure_4_cells")
     weights = np.array([row["weights"] for row in sizes]) / 1e9
-    with style(height=3.3):
+    with style(height=3.0):
         fig = Figure()
         left, right = fig.subplots(1, 2, width_ratios=(1.35, 1))
         for name, closed, reported, index in (
@@ -266,7 +266,7 @@ def step_time(record: Record | None = None) -> Drawn:
         lines.setdefault(f"{name}, {noise}", {})[row["tokens"]] = row
     order = sorted(lines, key=lambda name: next(iter(lines[name].values()))["ratio"])
     lengths = sorted({row["tokens"] for row in found["rows"]})
-    with style(height=1.0 + 0.24 * len(order)):
+    with style(height=0.9 + 0.21 * len(order)):
         fig = Figure()
         ax = fig.subplots()
         for index, tokens in enumerate(lengths):

@@ -30,7 +30,7 @@ def adapters(record: Record) -> Drawn:
     """Training loss of all weights, LoRA, a prefix, and norms with biases: sizes differ, speeds hardly do."""
     names = {"full": "all weights", "lora": "LoRA", "prefix": "prefix", "norms_biases": "norms and biases"}
     require(record, *(f"losses_{name}" for name in names), *(f"{name}_trained" for name in names))
-    with style(height=3.2):
+    with style(height=2.8):
         fig = Figure()
         ax = fig.subplots()
         for name, label in names.items():
@@ -96,7 +96,7 @@ def variations(record: Record) -> Drawn:
         elif f"{name}_area" in m:
             shown.append((label, m[f"{name}_area"] - m["full_area"], m[f"{name}_area_std"]))
     order = [label for label, _, _ in shown]
-    with style(height=3.5):
+    with style(height=3.1):
         fig = Figure()
         ax = fig.subplots()
         ax.axvline(0, color=GREY, linewidth=1.0)

@@ -153,3 +153,8 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -
             process.kill()
             raise AssertionError(f"no {path.name} after {seconds:.0f} s")
         time.sleep(0.02)
+
+
+def files(folder: Path) -> list[str]:
+    """Every file under a folder, by its name from there."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
