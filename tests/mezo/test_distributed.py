@@ -13,24 +13,23 @@ from torch import nn
 from papercore.mezo import MeZO
 from tests.mezo.two_ranks import STEPS, data, loss_on, network
 
-SCRIPT = Path(__file__).with_name("two_ranks.py")
+
+def torchrun(script: str, folder: Path) -> None:
+    """Two processes of a script beside this one; its own words if it fails."""
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"),
+        *("--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"),
+        *(str(Path(__file__).with_name(script)), str(folder)),
+    ]
+    quiet = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    done = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"),
-        *("--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1", str(SCRIPT), str(folder)),
-    ]
-    environment = {
-        **os.environ,
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-4000:]
+    torchrun("two_ranks.py", folder)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -91,6 +90,22 @@ def test_trouble_is_the_same_on_both_ranks(ranks: list[dict]) -> None:
         assert "step 0" in said["nan"] and said["restored"], "a NaN of one rank stops both"
         assert "differ after step 1" in said["drift"]
         assert "starting weights differ" in said["start"] and "[1]" in said["start"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:.*pin_memory")
+def test_trainer_on_two_ranks_equals_twice_the_batch(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    pytest.importorskip("accelerate")
+    from tests.mezo.test_integrations import tiny, trainer_of
+
+    torchrun("trainer_ranks.py", tmp_path)
+    first, second = (json.loads((tmp_path / f"trainer{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    trainer = trainer_of(tiny(), tmp_path, steps=4, batch=8, mezo={"eps": 0.05})
+    trainer.train()
+    expected = trainer.mezo_optimizer.log.projected_grads
+    assert float(expected.abs().max()) > 0.1
+    torch.testing.assert_close(torch.tensor(first["slopes"]), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_group_needs_an_initialised_process() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from papercore.experiments.mezo.arms import ARMS
 from papercore.experiments.mezo.figures_theory import LEGEND
 from papercore.lab.claims import reported_value
 from papercore.lab.figures import COLOURS, GREY, MARKERS, reported_style, series_style, style
@@ -51,7 +52,8 @@ def adapters(record: Record) -> Drawn:
         fig.legend(ncols=2, **LEGEND)
     m, seeds = record.metrics, len(record.arrays["losses_full"])
     steps = {name: m[f"{name}_steps_to_half_nat"] for name in names}
-    ratio = m["full_trained"] / m["prefix_trained"]
+    sizes = [m[f"{name}_trained"] for name in names]
+    ratio = max(sizes) / min(sizes)
     alt = (
         "Training loss against steps for four choices of what is trained. Mean steps to a loss of 0.5: "
         + ", ".join(
@@ -61,8 +63,8 @@ def adapters(record: Record) -> Drawn:
     )
     caption = (
         f"Training loss at k = {max(record.config['shots'])}, {record.scale} scale: running mean of five steps, then the mean of {seeds} "
-        f"seeds; bands: one standard deviation. Between the most and the fewest trained weights here lies a factor of {ratio:,.0f} or "
-        "less; if the rate fell with the number of weights, so would the curves."
+        f"seeds; bands: one standard deviation. Between the most and the fewest trained weights lies a factor of {ratio:,.0f}; "
+        "if the rate fell with the number of weights, so would the curves."
     )
     return Drawn("fig-mezo-adapters", fig, f"{alt}.", caption)
 
@@ -77,7 +79,7 @@ VARIATIONS = {
     "eps_1e-2": "eps 10 times larger",
     "batch_8": "batch of 8",
     "decayed": "linear decay of the rate",
-    "longer": "3 times the steps",
+    "longer": f"{ARMS['longer'].budget} times the steps",
 }
 
 
@@ -121,7 +123,7 @@ def variations(record: Record) -> Drawn:
     )
     caption = (
         "Accuracy along the learning curve (its mean over four points, so both how fast and how far) against that of n = 1, eps = 0.001, "
-        f"all sentences in every step; for more steps, accuracy at the end. {record.scale} scale, k = {max(record.config['shots'])}, "
+        f"all sentences in every step; for more steps, accuracy at the end. At {record.scale} scale, k = {max(record.config['shots'])}, "
         f"{m['seeds']:.0f} seeds for the first five rows, {table['full']['seeds']} for the others; whiskers: one standard deviation of "
         "the changed run. Hollow: the paper's change of final accuracy. What lies within its whisker says little."
     )

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from papercore.experiments.mezo.arms import ARMS
 from papercore.experiments.mezo.language import TOPICS
 from papercore.experiments.mezo.theory import DRIFT_COLUMNS
 from papercore.lab.claims import reported_value
@@ -58,6 +61,19 @@ def beside(record: Record) -> str:
         )
     heads = ["method", "OPT-13B, SST-2", "RoBERTa-large, TREC, k = 16", f"this book, k = {k}", "± s.d."]
     return table(heads, body, dict.fromkeys(heads[1:], ".1f"))
+
+
+def black_box(record: Record) -> str:
+    """Table 21: MeZO beside BBTv2, a method that also needs no gradient; both as reported, for k = 16."""
+    body = []
+    for task in ("SST-2", "SNLI", "RTE"):
+        theirs, mezo = (
+            reported_value("mezo", name, row, task)
+            for name, row in (("Table 21 (BBTv2, k=16)", "BBTv2"), ("Table 18 (RoBERTa-large) k=16", "MeZO"))
+        )
+        body.append([task, theirs, mezo, mezo - theirs])
+    heads = ["task", "BBTv2", "MeZO", "difference"]
+    return table(heads, body, {"BBTv2": ".1f", "MeZO": ".1f", "difference": "+.1f"})
 
 
 def drift(record: Record) -> str:
@@ -115,8 +131,19 @@ def standard(record: Record) -> str:
 
 
 def gaps(record: Record) -> dict[str, float]:
-    """How far the run without a prompt is behind, in points: `lost` after `passes` forward passes, `lost_end` after `passes_end`."""
-    require(record, "full_halfway", "no_prompt_halfway", "full_mean", "no_prompt_mean", "eval_at")
+    """How far the run without a prompt is behind, in points: `lost` after `passes` forward passes, `lost_end` after `passes_end`.
+
+    bare: accuracy without pretraining after `passes_end`; that arm goes on for `times` times the budget.
+    """
+    require(
+        record,
+        "full_halfway",
+        "no_prompt_halfway",
+        "full_mean",
+        "no_prompt_mean",
+        "eval_at",
+        "curve_no_pretraining",
+    )
     m, at = record.metrics, record.arrays["eval_at"]
     return {
         "lost": 100 * (m["full_halfway"] - m["no_prompt_halfway"]),
@@ -124,6 +151,8 @@ def gaps(record: Record) -> dict[str, float]:
         "passes": 2 * int(at[-2]),
         "passes_end": 2 * int(at[-1]),
         "chance": 1 / TOPICS,
+        "bare": float(np.mean(record.arrays["curve_no_pretraining"], axis=0)[-1]),
+        "times": ARMS["no_pretraining"].budget,
     }
 
 
@@ -131,10 +160,19 @@ def speeds(record: Record) -> dict[str, float]:
     """Largest over smallest number of trained weights, and of steps to half a nat, over four choices of what is trained."""
     names = ("full", "lora", "prefix", "norms_biases")
     require(record, *(f"{name}_{what}" for name in names for what in ("trained", "steps_to_half_nat")))
-    sizes, steps = ([record.metrics[f"{name}_{what}"] for name in names] for what in ("trained", "steps_to_half_nat"))
+    sizes, steps = (
+        [record.metrics[f"{name}_{what}"] for name in names] for what in ("trained", "steps_to_half_nat")
+    )
     return {"sizes": max(sizes) / min(sizes), "steps": max(steps) / min(steps)}
 
 
 def limits(record: Record) -> dict[str, float]:
     """The numbers of the chapter's honest notes."""
     return costs(record) | gaps(record)
+
+
+def differences(record: Record) -> dict[str, float]:
+    """MeZO minus each reference method, in points of accuracy."""
+    names = ("zero_shot", "icl", "lp", "ft")
+    require(record, *(f"mezo_minus_{name}" for name in names))
+    return {f"over_{name}": 100 * record.metrics[f"mezo_minus_{name}"] for name in names}
