@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import selectors
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from tooling.render import render
 from tooling.sandbox import BUILD, ROOT, cores, environment
 
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-o", f"cache_dir={BUILD / 'cache' / 'pytest'}"]
+QUIET_SECONDS = 15.0
 MOST_WORKERS = 8  # each takes a gigabyte or two once torch is imported
 
 
@@ -117,11 +120,28 @@ def compare_with_committed() -> str:
 
 
 def pytest(arguments: list[str], env: dict[str, str]) -> str:
+    """Run pytest, pass its output on as it comes, and give a sign of life while a long test says nothing."""
     # Colours only where someone looks: the closing lines are read by programs too.
-    code = subprocess.run(
-        [*PYTEST, *arguments], cwd=ROOT, env=env | {"PY_COLORS": "1" if os.isatty(1) else "0"}
-    ).returncode
-    return {0: "", 2: "interrupted", 5: "no test was found"}.get(code, "failed")
+    env = env | {
+        "PY_COLORS": "1" if os.isatty(1) else "0",
+        "COLUMNS": str(shutil.get_terminal_size((100, 20)).columns),
+    }
+    begun = time.monotonic()
+    with subprocess.Popen(
+        [*PYTEST, *arguments], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as child:
+        assert child.stdout is not None
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(child.stdout, selectors.EVENT_READ)
+            while True:
+                if not waiting.select(QUIET_SECONDS):
+                    say(f" ({time.monotonic() - begun:.0f} s, a long one)")
+                elif piece := os.read(child.stdout.fileno(), 1 << 16):
+                    sys.stdout.buffer.write(piece)
+                    sys.stdout.buffer.flush()
+                else:
+                    break
+    return {0: "", 2: "interrupted", 5: "no test was found"}.get(child.returncode, "failed")
 
 
 def claims() -> str:

@@ -137,17 +137,20 @@ def _digest(source: Path, config: Path) -> str:
 
 
 def _complaints(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = [" ".join(line.split()) for line in _text_of(log).replace(f"{ROOT}/", "").splitlines()]
     found = [line for line in lines if re.search(r"WARNING|ERROR|CRITICAL|Error:", line)]
-    return "\n".join(f"  {line.replace(str(ROOT) + '/', '')}" for line in (found or lines)[-25:])
+    return "\n".join(f"  {line}" for line in list(dict.fromkeys(found or lines))[-25:])
 
 
 def _last_step(log: Path) -> str:
-    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", log.read_text(encoding="utf-8", errors="replace")).replace(
-        "\r", "\n"
-    )
-    lines = [" ".join(line.split()) for line in text.splitlines() if re.search(r"\w", line)]
+    lines = [" ".join(line.split()) for line in _text_of(log).splitlines() if re.search(r"\w", line)]
     return lines[-1][:80] if lines else "starting"
+
+
+def _text_of(log: Path) -> str:
+    """The log without the codes that colour a terminal."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text).replace("\r", "\n")
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from papercore.lab import figures
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from papercore.lab.record import Record
+
+
+UNTESTED = "not tested at this scale"
 
 
 class NotMeasured(ValueError):
@@ -67,12 +71,13 @@ class Drawn:
 def require(record: Record, *names: str) -> None:
     """Raise NotMeasured unless every name is a table, an array or a metric of the record."""
     held = record.tables.keys() | record.arrays.keys() | record.metrics.keys()
-    missing = [name for name in names if name not in held]
+    _refuse(record, [name for name in names if name not in held])
+
+
+def _refuse(record: Record, missing: Sequence[str]) -> None:
     if missing:
-        raise NotMeasured(
-            f"a record at {record.scale} scale does not hold {', '.join(map(repr, missing))}: "
-            "run the chapter at the scale that measures it"
-        )
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise NotMeasured(f"a record at {record.scale} scale does not hold {missing[0]!r}{more}")
 
 
 def rows(record: Record, table: str) -> list[dict[str, Any]]:
@@ -115,9 +120,7 @@ def filled(record: Record, text: str, **more: Any) -> str:
     """
     values = {identifier(name): value for name, value in record.metrics.items()} | more
     wanted = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
-    missing = sorted(wanted - values.keys())
-    if missing:
-        raise NotMeasured(f"a record at {record.scale} scale does not hold {', '.join(map(repr, missing))}")
+    _refuse(record, sorted(wanted - values.keys()))
     lines = text.strip("\n").splitlines()
     margin = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
     # Filled last: a value with line breaks must not decide what the margin is.
@@ -198,17 +201,25 @@ def verdict_lines(record: Record) -> str:
 
 
 def board_rows(found: Iterable[Row], titles: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """Rows for `scoreboard.verdict_table_html`: the verdict as shown, the measured text, a record's name without its folder."""
+    """Rows for `scoreboard.verdict_table_html`: the verdict as shown, the measured text, a record's name without its folder.
+
+    A scale that does not test a claim shows no reported value either, unless no scale does: there is nothing to stand beside.
+    """
+    found = list(found)
+    tested = {row.id for row in found if row.verdict != UNTESTED}
     out = []
     for row in found:
-        record = (
-            None
-            if row.record is None
-            else f"{row.slug}/{row.record.replace(chr(92), '/').rpartition('/')[2]}"
-        )
-        shown = {"verdict": row.label, "measured": row.shown or row.measured, "record": record}
-        title = (titles or {}).get(row.slug)
-        out.append(row.as_dict() | shown | ({"title": title} if title else {}))
+        record = None if row.record is None else f"{row.slug}/{Path(row.record).name}"
+        shown: dict[str, Any] = {
+            "verdict": row.label,
+            "measured": row.shown or row.measured,
+            "record": record,
+        }
+        if row.verdict == UNTESTED and row.id in tested:
+            shown["reported"] = None
+        if titles and row.slug in titles:
+            shown["title"] = titles[row.slug]
+        out.append(row.as_dict() | shown)
     return out
 
 
@@ -230,4 +241,5 @@ def _cell(cell: Any, form: str | None) -> str:
 
 def _markdown(text: str) -> None:
     if interactive_shell() is not None:
-        display_raw({"text/markdown": text, "text/plain": text}, {})
+        # No plain text beside it: a stored notebook would hold every sentence once more.
+        display_raw({"text/markdown": text}, {})

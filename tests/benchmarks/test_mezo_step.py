@@ -333,7 +333,7 @@ def test_a_step_reaches_its_target(
     assert row.target is not None and row.ratio <= row.target, row
 
 
-@pytest.mark.parametrize(("dist", "times"), [("rademacher", 4), ("gaussian", 2.5)])
+@pytest.mark.parametrize(("dist", "times"), [("rademacher", 5), ("gaussian", 3)])
 def test_a_step_is_faster_than_the_published_one(
     rows: dict[tuple[str, str, int], Row], dist: str, times: float
 ) -> None:

@@ -22,7 +22,13 @@ from matplotlib.figure import Figure
 
 from papercore.experiments.mezo.figures_cost import hours, memory, step_time, storage
 from papercore.experiments.mezo.figures_theory import LEGEND, idea, moments, rates
-from papercore.experiments.mezo.figures_training import adapters, mean_band, spread_note, variations
+from papercore.experiments.mezo.figures_training import (
+    adapters,
+    mean_band,
+    spread_note,
+    standard,
+    variations,
+)
 from papercore.experiments.mezo.language import TOPICS
 from papercore.lab.claims import reported_value
 from papercore.lab.figures import COLOURS, GREY, reported_style, series_style, style
@@ -39,6 +45,7 @@ __all__ = [
     "moments",
     "prompt",
     "rates",
+    "standard",
     "step_time",
     "storage",
     "variations",

@@ -95,12 +95,12 @@ def memory(record: Record) -> Drawn:
         fig.legend(ncols=4, **LEGEND)
     m = record.metrics
     alt = (
-        "Left: memory against model size. "
-        + "; ".join(
-            f"OPT-{row['size']}: MeZO {row['MeZO GiB, closed form']:.1f} computed, {row['MeZO reported']:g} reported"
+        "Left: GPU memory against model size. MeZO, computed and reported: "
+        + ", ".join(
+            f"OPT-{row['size']} {row['MeZO GiB, closed form']:.1f} and {row['MeZO reported']:g}"
             for row in sizes
         )
-        + f". Adam's floor at 13B: {next(row['FT GiB, floor'] for row in sizes if row['size'] == '13B'):.0f} GiB. Right: largest model that fits: "
+        + ". Right: largest model that fits: "
         + ", ".join(f"{row['GPUs']} GPUs {row['method']} {row['closed form']}" for row in fits)
         + "."
     )
@@ -295,16 +295,15 @@ def step_time(record: Record | None = None) -> Drawn:
         ax.set_xticks([], minor=True)
         ax.grid(visible=False, axis="y")
         fig.legend(ncols=len(lengths), **LEGEND)
-    told = []
-    for name in order:
-        told.append(
-            f"{name}: "
-            + ", ".join(
-                f"{row['ratio']:.2f} at {tokens} tokens" for tokens, row in sorted(lines[name].items())
-            )
-        )
+    first = lengths[0]
+    told = ", ".join(f"{name} {lines[name][first]['ratio']:.2f}" for name in order if first in lines[name])
     caption = (
         "CPU time of a step over that of its two forward passes, which no step can do without (grey line). One run, all kernels in turn, "
         f"{found['rounds']} rounds: medians, whiskers from the lower to the upper quartile. {found['model'][0].upper()}{found['model'][1:]}."
     )
-    return Drawn("fig-mezo-steptime", fig, f"Step over two forwards. {'; '.join(told)}.", caption)
+    return Drawn(
+        "fig-mezo-steptime",
+        fig,
+        f"Time of a step over its two forward passes at {first} tokens: {told}.",
+        caption,
+    )

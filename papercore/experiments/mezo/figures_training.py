@@ -148,6 +148,55 @@ def _reported_variations() -> dict[str, list[float]]:
     return out
 
 
+STANDARD_ARMS = {
+    "full": "all weights",
+    "norms_biases": "norms and biases",
+    "lora": "LoRA",
+    "no_prompt": "no prompt",
+}
+
+
+def standard(record: Record) -> Drawn:
+    """Test accuracy against steps at `standard` scale, beside what the paper reports for the same task and k."""
+    arms = [name for name in STANDARD_ARMS if f"standard_k_{name}_accuracy" in record.arrays]
+    require(record, "standard_k_full_accuracy", "standard_zero_shot", "standard_chance")
+    ends, seeds = {}, len(record.arrays["standard_k_full_accuracy"])
+    with style(height=3.0):
+        fig = Figure()
+        ax = fig.subplots()
+        for name in arms:
+            runs = np.asarray(record.arrays[f"standard_k_{name}_accuracy"])
+            ends[name] = float(runs[:, -1].mean())
+            mean_band(
+                ax, record.arrays[f"standard_k_{name}_steps"], runs, STANDARD_ARMS[name], INDEX.get(name, 1)
+            )
+        for key, words in (("standard_zero_shot", "zero-shot"), ("standard_chance", "chance")):
+            ax.axhline(record.metrics[key], color=GREY, linewidth=1.0, linestyle=":")
+            ax.annotate(
+                words,
+                (0.995, record.metrics[key]),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize=8,
+                color=GREY,
+            )
+        last = float(np.max(record.arrays["standard_k_full_steps"]))
+        for row, value in (("Prompt", 0), ("No prompt", 1)):
+            accuracy = reported_value("mezo", "Table 5 (prompt ablation, k=16, 10K fwd)", row, "TREC") / 100
+            ax.plot([1.03 * last], [accuracy], label=f"reported, {row.lower()}", **reported_style(value))
+        ax.set(xlabel="MeZO step", ylabel="test accuracy", ylim=(0, 1.03))
+        fig.legend(ncols=3, **LEGEND)
+    alt = f"Test accuracy at the last of {last:.0f} steps: " + ", ".join(
+        f"{STANDARD_ARMS[name]} {ends[name]:.2f}" for name in arms
+    )
+    caption = (
+        f"Test accuracy of MeZO on a pretrained encoder ({record.config.get('standard_corpus', 'trec')}, k = {record.config.get('standard_k', 16)}): mean of "
+        f"{seeds} seeds, bands one standard deviation. Hollow, at the right edge: RoBERTa-large on TREC in the paper (Table 5)."
+    )
+    return Drawn("fig-mezo-standard", fig, f"{alt}.", caption)
+
+
 def smooth(losses: NDArray[np.float64], window: int = 5) -> NDArray[np.float64]:
     """Mean of the last `window` values at each step, of fewer at the start: [T] -> [T].
 

@@ -77,3 +77,12 @@ def mean_path(r: int, *, lr: float, n: int = 1, dist: str = "gaussian", steps: i
     """
     factor = 1 - 2 * lr + lr**2 * gamma(r, n, dist)
     return [factor**step for step in range(steps + 1)]
+
+
+def thinned(path: list[float], every: int) -> list[float]:
+    """Each `every`-th value with two digits: as much as a curve on a logarithmic axis shows, and a page has to store.
+
+    >>> thinned([1.0, 0.5, 0.2468], 2)
+    [1.0, 0.25]
+    """
+    return [float(f"{value:.2g}") for value in path[::every]]
