@@ -143,8 +143,8 @@ def bars(record: Record) -> Drawn:
                 linewidth=0.6,
                 error_kw={"elinewidth": 1.0},
             )
-        at, values = _reported_bars(methods)
-        ax.plot(at, values, label="reported (TREC, k = 16)", **reported_style())
+        places, values = _reported_bars(methods)
+        ax.plot(places, values, label="reported (TREC, k = 16)", **reported_style())
         _ceiling(ax, record)
         ax.set_xticks(range(len(methods)), [METHODS[name] for name in methods], fontsize=8.5)
         ax.set(ylabel="test accuracy", ylim=(0, 1.05), xlim=(-0.55, len(methods) + 0.1))
