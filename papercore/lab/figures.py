@@ -82,7 +82,9 @@ _SPREADS = {
 }
 
 
-def show(fig: Figure, name: str, *, alt: str, caption: str, dpi: int = DPI, colours: int = COLOURS_OF_LINES) -> None:
+def show(
+    fig: Figure, name: str, *, alt: str, caption: str, dpi: int = DPI, colours: int = COLOURS_OF_LINES
+) -> None:
     """Show `fig` as one small PNG with its alternative text and caption, and close it.
 
     In a notebook the output is ``image/png`` (150 dpi, 64 colours or 256 with images, opaque white, the same bytes at every run) with

@@ -28,7 +28,7 @@ def run(config: lab.Config) -> Record:
     else:
         from papercore.experiments.mezo.paper import run_paper
 
-        run_paper(config, record, stages)  # type: ignore[arg-type]
+        run_paper(config, record, stages)
     return record.finish()
 
 

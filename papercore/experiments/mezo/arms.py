@@ -233,7 +233,7 @@ def run_mezo(
     else:
         optimizer = MeZO(
             task.trained, lr=lr * arm.n, eps=arm.eps, n=arm.n, dist=arm.dist, betas=arm.betas, seed=seed
-        )  # type: ignore[arg-type]
+        )
 
         def update(step: int) -> float:
             if arm.decay:

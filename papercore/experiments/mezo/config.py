@@ -18,15 +18,15 @@ class Config(lab.Config):
     slug: ClassVar[str] = "mezo"
 
     @classmethod
-    def quick(cls, **overrides: Any) -> QuickConfig:  # type: ignore[override]
+    def quick(cls, **overrides: Any) -> QuickConfig:
         return QuickConfig._made("quick", {}, overrides)
 
     @classmethod
-    def standard(cls, **overrides: Any) -> StandardConfig:  # type: ignore[override]
+    def standard(cls, **overrides: Any) -> StandardConfig:
         return StandardConfig._made("standard", {}, overrides)
 
     @classmethod
-    def paper(cls, **overrides: Any) -> PaperConfig:  # type: ignore[override]
+    def paper(cls, **overrides: Any) -> PaperConfig:
         return PaperConfig._made("paper", {}, overrides)
 
     @classmethod
