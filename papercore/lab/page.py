@@ -46,7 +46,7 @@ class Drawn:
     """A figure and its words: `alt` for readers who cannot see it, `caption` (Markdown) on what to see in it.
 
     dpi, colours: a chapter has about twelve figures and a notebook 300 kB, so they are stored at 110 pixels an inch (693 pixels
-    for a text column of 690) and with 24 colours.
+    for a text column of 690) and with 32 colours.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Drawn:
     alt: str
     caption: str
     dpi: int = 110
-    colours: int = 24
+    colours: int = 32
 
     def __post_init__(self) -> None:
         checked_name(self.name)

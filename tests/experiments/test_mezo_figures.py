@@ -128,6 +128,7 @@ def test_a_record_of_another_scale_is_named_in_a_sentence(record):
         tables.speeds,
         tables.limits,
         tables.differences,
+        tables.one_point,
         tables.standard,
     ):
         with pytest.raises(page.NotMeasured):
@@ -203,8 +204,23 @@ def test_paragraphs_of_the_notebook_find_their_numbers(record):
         if cell.cell_type == "code" and "page.tell(record" in cell.source
     ]
     assert len(told) > 5
-    more = tables.limits(record) | tables.speeds(record) | tables.differences(record)
+    more = (
+        tables.limits(record) | tables.speeds(record) | tables.differences(record) | tables.one_point(record)
+    )
     for source in told:
         text = re.search(r'"""(.*?)"""', source, re.DOTALL)[1]
         given = dict.fromkeys(("where", "source", "torch"), "x") if "where=" in source else {}
         assert "{" not in page.filled(record, text, **more, **given)
+
+
+def test_failed_seeds_are_named(record):
+    other = copy.deepcopy(record)
+    table = other.tables["few_shot"]
+    table["columns"] += ["seed 0", "seed 1"]
+    table["rows"] = [
+        [*row, 0.9, 0.2 if row[0] == "MeZO prefix" and row[1] == 16 else 0.8] for row in table["rows"]
+    ]
+    assert "Ended below 0.5: 1 of 2 runs of MeZO prefix at k = 16." in figures.bars(other).caption
+    assert "No MeZO run ended below 0.5." in figures.bars(record).caption
+    other.arrays["losses_lora"][0] = 2.0
+    assert "above the dotted line: 1 of 5 with LoRA." in figures.adapters(other).caption

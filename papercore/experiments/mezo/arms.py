@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +29,7 @@ from papercore.experiments.mezo.language import (
 )
 from papercore.lab.decoder import Decoder
 from papercore.lab.training import backward_step, train
-from papercore.mezo import MeZO, noise
+from papercore.mezo import MeZO, lora, noise
 from papercore.mezo.seeds import draw_seed
 
 PREFIX_TOKENS = 5
@@ -137,7 +136,11 @@ class Task:
             )
             self.trained = [block.prefix for block in self.model.blocks]
         elif arm.tuned == "lora":
-            self.trained = _add_lora(self.model, generator)
+            # peft's own random half of the adapter, drawn from this run's seed.
+            self.model = lora(
+                self.model, LORA_RANK, LORA_ALPHA, targets=("q", "v"), seed=int(rng.integers(2**31))
+            )
+            self.trained = [p for name, p in self.model.named_parameters() if "lora_" in name]
         elif arm.tuned == "norms_biases":
             self.trained = [
                 p for name, p in self.model.named_parameters() if "norm" in name or name.endswith("bias")
@@ -177,26 +180,6 @@ class Task:
     @property
     def n_trained(self) -> int:
         return sum(p.numel() for p in self.trained)
-
-
-def _add_lora(model: Decoder, generator: torch.Generator) -> list[nn.Parameter]:
-    """LoRA on the queries and values through peft, its random half drawn from `generator`; returns the adapters' weights."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(
-            LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=["q", "v"], lora_dropout=0.0), model
-        )
-    adapters = []
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "lora_A" in name:
-                # Kaiming-uniform with a = sqrt(5), the usual start: a bound of 1 / sqrt(columns).
-                bound = 1.0 / math.sqrt(p.shape[1])
-                p.copy_(torch.rand(p.shape, generator=generator).mul_(2 * bound).sub_(bound))
-            if "lora_" in name:
-                adapters.append(p)
-    return adapters
 
 
 def run_mezo(

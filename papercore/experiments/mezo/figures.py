@@ -157,10 +157,24 @@ def bars(record: Record) -> Drawn:
     alt = f"Bars of test accuracy at k = {shots[-1]}: {last}. Chance is {CHANCE:.2f}, the best possible reader reaches {record.metrics['bayes']:.2f}."
     caption = (
         f"Test accuracy by method and k (labelled sentences per topic), {record.scale} scale: mean of {found[methods[0], shots[-1]]['seeds']} "
-        "few-shot samples, whiskers one standard deviation. Every MeZO bar spent the same forward passes. Hollow: what the "
+        f"few-shot samples, whiskers one standard deviation. Every MeZO bar spent the same forward passes. {collapsed(record)} Hollow: what the "
         "paper reports for RoBERTa-large on a task of six classes (Table 18); compare the order of the methods, not the heights."
     )
     return Drawn("fig-mezo-bars", fig, alt, caption)
+
+
+def collapsed(record: Record, below: float = 0.5) -> str:
+    """A sentence on the MeZO runs that went wrong: means and whiskers hide whether one seed failed or all did a little."""
+    found = []
+    for row in rows(record, "few_shot"):
+        finals = [value for name, value in row.items() if name.startswith("seed ") and value is not None]
+        count = sum(value < below for value in finals)
+        if row["method"].startswith("MeZO") and count:
+            name = METHODS[row["method"]].replace("\n", " ")
+            found.append(f"{count} of {len(finals)} runs of {name} at k = {row['k']}")
+    if not found:
+        return f"No MeZO run ended below {below:g}."
+    return f"Ended below {below:g}: {', '.join(found)}."
 
 
 def _reported_bars(methods: list[str]) -> tuple[list[int], list[float]]:

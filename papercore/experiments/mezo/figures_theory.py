@@ -206,8 +206,8 @@ def rates(record: Record) -> Drawn:
         told.append(f"{family}: {points}")
     alt = f"Steps against number of weights on logarithmic axes. {'; '.join(told)}"
     caption = (
-        f"Quadratic losses with r unit eigenvalues among d, the others zero; step size 1 / (r + 2). Points: mean of {len(seeds)} seeds; "
-        "whiskers: least and greatest. At fixed r the lines are flat: the loss does not see the other directions, however many MeZO perturbs. "
+        f"Quadratic losses with r unit eigenvalues among d, the others zero, in a random subspace; step size 1 / (r + 2). Points: mean of "
+        f"{len(seeds)} seeds; whiskers: least and greatest. At fixed r the lines stay level, however many weights MeZO perturbs. "
         f"At r = d steps grow as d to the power {m['isotropic_exponent']:.2f}, as the naive theory says."
     )
     return Drawn("fig-mezo-rates", fig, f"{alt}.", caption)

@@ -53,6 +53,13 @@ def adapters(record: Record) -> Drawn:
     m, seeds = record.metrics, len(record.arrays["losses_full"])
     steps = {name: m[f"{name}_steps_to_half_nat"] for name in names}
     sizes = [m[f"{name}_trained"] for name in names]
+    above = {
+        label: sum(float(smooth(run)[-1]) > 0.5 for run in record.arrays[f"losses_{name}"])
+        for name, label in names.items()
+    }
+    failed = (
+        ", ".join(f"{count} of {seeds} with {label}" for label, count in above.items() if count) or "none"
+    )
     ratio = max(sizes) / min(sizes)
     alt = (
         "Training loss against steps for four choices of what is trained. Mean steps to a loss of 0.5: "
@@ -64,7 +71,7 @@ def adapters(record: Record) -> Drawn:
     caption = (
         f"Training loss at k = {max(record.config['shots'])}, {record.scale} scale: running mean of five steps, then the mean of {seeds} "
         f"seeds; bands: one standard deviation. Between the most and the fewest trained weights lies a factor of {ratio:,.0f}; "
-        "if the rate fell with the number of weights, so would the curves."
+        f"if the rate fell with the number of weights, so would the curves. Runs that end above the dotted line: {failed}."
     )
     return Drawn("fig-mezo-adapters", fig, f"{alt}.", caption)
 

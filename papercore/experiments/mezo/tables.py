@@ -171,8 +171,27 @@ def limits(record: Record) -> dict[str, float]:
     return costs(record) | gaps(record)
 
 
-def differences(record: Record) -> dict[str, float]:
-    """MeZO minus each reference method, in points of accuracy."""
+def differences(record: Record) -> dict[str, Any]:
+    """MeZO minus each reference method in points of accuracy, and the p values of the paired tests as text."""
     names = ("zero_shot", "icl", "lp", "ft")
-    require(record, *(f"mezo_minus_{name}" for name in names))
-    return {f"over_{name}": 100 * record.metrics[f"mezo_minus_{name}"] for name in names}
+    require(record, *(f"mezo_minus_{name}{what}" for name in names for what in ("", "_p")))
+    points = {f"over_{name}": 100 * record.metrics[f"mezo_minus_{name}"] for name in names}
+    return points | {f"p_{name}": p_text(record.metrics[f"mezo_minus_{name}_p"]) for name in names}
+
+
+def p_text(p: float) -> str:
+    """A p value as a reader wants it: beyond one in a million only the bound.
+
+    >>> p_text(0.034), p_text(3e-17)
+    ('p = 0.03', 'p < 1e-6')
+    """
+    return "p < 1e-6" if p < 1e-6 else f"p = {p:.1g}"
+
+
+def one_point(record: Record) -> dict[str, float]:
+    """How far the two-point estimate is ahead of the one-point estimate along the curve, and the standard error, in points."""
+    require(record, "full_minus_one_point", "full_minus_one_point_se")
+    return {
+        "ahead": 100 * record.metrics["full_minus_one_point"],
+        "ahead_se": 100 * record.metrics["full_minus_one_point_se"],
+    }
