@@ -167,8 +167,11 @@ def speeds(record: Record) -> dict[str, float]:
 
 
 def limits(record: Record) -> dict[str, float]:
-    """The numbers of the chapter's honest notes."""
-    return costs(record) | gaps(record)
+    """The numbers of the chapter's honest notes. near: how many of `arms` MeZO arms end within a point of the best possible."""
+    arms = [name for name in ARMS if f"{name}_mean" in record.metrics]
+    require(record, "bayes")
+    near = sum(record.metrics[f"{name}_mean"] >= record.metrics["bayes"] - 0.01 for name in arms)
+    return costs(record) | gaps(record) | {"near": near, "arms": len(arms)}
 
 
 def differences(record: Record) -> dict[str, Any]:
