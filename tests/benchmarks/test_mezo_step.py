@@ -302,6 +302,8 @@ def _processor() -> str:
 
 
 def write(path: Path, rows: list[Row]) -> None:
+    if path.suffix != ".json" or (path.exists() and not path.is_file()):
+        raise ValueError(f"the measurements go to a .json file, got {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part")
     draft.write_text(json.dumps(record(rows), indent=1) + "\n")

@@ -40,6 +40,8 @@ def made_record() -> Record:
     for name in ("n4", "n16", "one_point"):
         for what, value in (("mean", 0.9), ("std", 0.01), ("area", 0.77), ("area_std", 0.02)):
             record.metric(f"{name}_{what}", value)
+    record.metric("full_late_area", 0.88)
+    record.metric("full_late_area_std", 0.02)
     metrics = {
         "bayes": 0.98,
         "zero_shot": 0.4,

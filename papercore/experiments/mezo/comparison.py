@@ -40,6 +40,9 @@ BUDGET_ARMS = ("n4", "n16", "one_point")
 VARIATIONS = ("eps_1e-4", "eps_1e-2", "batch_8", "decayed", "longer")
 SHOT_ARMS = ("full", "lora", "prefix", "accuracy")
 REFERENCES = {"zero_shot": "zero-shot", "icl": "in-context", "lp": "linear probe", "ft": "fine-tuning (Adam)"}
+LATE = (
+    1 / 6
+)  # share of the run from which arms with many directions a step can be compared: before, they have no update
 HALF_A_NAT = 0.5  # the training loss at which the speed of two arms is compared
 
 Run = dict[str, Any]
@@ -68,8 +71,9 @@ class Comparison:
 
     @property
     def eval_at(self) -> list[int]:
-        """Steps at which the learning curves are tested."""
-        return sorted({0, *(round(self.config.steps * share) for share in (1 / 6, 1 / 3, 2 / 3, 1))})
+        """Steps at which the learning curves are tested: often at the start, where most is learned."""
+        shares = (1 / 48, 1 / 24, 1 / 12, LATE, 1 / 3, 2 / 3, 1)
+        return sorted({0, *(round(self.config.steps * share) for share in shares)})
 
     def sample(self, shots: int, seed: int) -> Examples:
         return few_shot(shots, seed).to(self.config.torch_device())
@@ -98,6 +102,13 @@ class Comparison:
         ]
 
 
+def area(run: Run, least: float = 1) -> float:
+    """Mean test accuracy along the learning curve from step `least` on: how fast and how far in one number."""
+    return float(
+        np.mean([accuracy for at, accuracy in zip(run["at"], run["curve"], strict=True) if at >= least])
+    )
+
+
 def compare(shared: Comparison, record: Record) -> None:
     """Run everything and fill the record."""
     results = {name: shared.runs(name, shared.k, shared.eval_at, shared.seeds) for name in MAIN_ARMS}
@@ -107,7 +118,7 @@ def compare(shared: Comparison, record: Record) -> None:
     _curves(shared, record, results)
     _arms(shared, record, results)
     _speed(record, results)
-    _budget(record, results)
+    _budget(shared, record, results)
     _variations(shared, record, results)
 
 
@@ -167,20 +178,24 @@ def _curves(shared: Comparison, record: Record, results: dict[str, list[Run]]) -
 def _arms(shared: Comparison, record: Record, results: dict[str, list[Run]]) -> None:
     """Final accuracy of every arm, its mean along the learning curve, and the accuracy two thirds through."""
     record.metric("seeds", len(shared.seeds), "exact")
+    late = LATE * shared.config.steps
     for name in (*MAIN_ARMS, *BUDGET_ARMS):
-        s, area = (
-            summarize([run["final"] for run in results[name]]),
-            summarize([run["area"] for run in results[name]]),
-        )
+        s = summarize([run["final"] for run in results[name]])
         record.metric(f"{name}_mean", s.mean, "abs:0.08")
         record.metric(f"{name}_std", s.std, "abs:0.08")
-        record.metric(f"{name}_area", area.mean, "abs:0.08")
-        record.metric(f"{name}_area_std", area.std, "abs:0.08")
+        _area(record, name, results[name], late if ARMS[name].n > 1 else 1)
+    _area(record, "full_late", results["full"], late)
     halfway = shared.eval_at.index(sorted(shared.eval_at)[-2])
     for name in ("full", "no_prompt", "no_pretraining"):
         record.metric(
             f"{name}_halfway", float(np.mean([run["curve"][halfway] for run in results[name]])), "abs:0.1"
         )
+
+
+def _area(record: Record, name: str, runs: list[Run], least: float) -> None:
+    s = summarize([area(run, least) for run in runs])
+    record.metric(f"{name}_area", s.mean, "abs:0.08")
+    record.metric(f"{name}_area_std", s.std, "abs:0.08")
 
 
 def _speed(record: Record, results: dict[str, list[Run]]) -> None:
@@ -198,13 +213,16 @@ def first_below(losses: Sequence[float], level: float) -> float:
     return float(below[0] + 5) if below.size else float(len(losses) + 1)
 
 
-def _budget(record: Record, results: dict[str, list[Run]]) -> None:
+def _budget(shared: Comparison, record: Record, results: dict[str, list[Run]]) -> None:
     """More directions a step, or one-sided estimates, at the same number of forward passes.
 
     Compared along the curve: at its end everything is close to the best possible reader.
     """
     for name in BUDGET_ARMS:
-        gap = paired([run["area"] for run in results["full"]], [run["area"] for run in results[name]])
+        least = LATE * shared.config.steps if ARMS[name].n > 1 else 1
+        gap = paired(
+            [area(run, least) for run in results["full"]], [area(run, least) for run in results[name]]
+        )
         record.metric(f"full_minus_{name}", gap.difference, "abs:0.08")
         record.metric(f"full_minus_{name}_se", gap.se, "abs:0.05")
 
@@ -214,15 +232,16 @@ def _variations(shared: Comparison, record: Record, results: dict[str, list[Run]
     n = len(shared.few)
     rows = []
     for name in ("full", *VARIATIONS):
-        s, area = (summarize([run[what] for run in results[name][:n]]) for what in ("final", "area"))
-        rows.append([name, area.mean, area.std, s.mean, s.std, s.n])
+        runs = results[name][:n]
+        s, along = summarize([run["final"] for run in runs]), summarize([area(run) for run in runs])
+        rows.append([name, along.mean, along.std, s.mean, s.std, s.n])
     record.table(
         "variations", ["what changes", "curve mean", "curve std", "final mean", "final std", "seeds"], rows
     )
     for name in VARIATIONS:
         # A longer run is asked whether it ends worse, the others whether they learn at another pace.
-        what = "final" if name == "longer" else "area"
-        gap = paired([run[what] for run in results[name]], [run[what] for run in results["full"][:n]])
+        pick = (lambda run: run["final"]) if name == "longer" else area
+        gap = paired([pick(run) for run in results[name]], [pick(run) for run in results["full"][:n]])
         record.metric(f"{name}_minus_full", gap.difference, "abs:0.08")
 
 
