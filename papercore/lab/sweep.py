@@ -44,7 +44,7 @@ def sweep(
             from distributed import Client
         except ImportError as error:
             raise ImportError(
-                "--dask needs the package distributed: pip install 'dask[distributed]'."
+                "--dask needs the package distributed: pip install 'papercore[dask]'."
             ) from error
         client = Client(dask)
         executor = client.get_executor()

@@ -19,7 +19,7 @@ def test_extras_within_extras_are_followed() -> None:
 
 
 def test_book_installs_no_more_than_it_needs() -> None:
-    assert extras_within(["book"], ROOT / "pyproject.toml") == {"book", "fast"}
+    assert extras_within(["book"], ROOT / "pyproject.toml") == {"book", "fast", "hf"}
 
 
 def test_an_unknown_extra_is_refused() -> None:
