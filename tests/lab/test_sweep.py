@@ -69,15 +69,22 @@ def test_what_cannot_run_is_refused():
 def test_dask_without_dask_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(
-        ImportError, match=r"--dask needs the package distributed: pip install 'dask\[distributed\]'"
+        ImportError, match=r"--dask needs the package distributed: pip install 'papercore\[dask\]'"
     ):
         next(sweep(_run, CONFIGS, dask="tcp://localhost:1"))
 
 
+@pytest.mark.filterwarnings("ignore:Couldn't detect a suitable IP address:RuntimeWarning")
 def test_a_dask_cluster_answers_as_a_pool_does():
     distributed = pytest.importorskip("distributed")
+    # On the loopback by name, so that nothing asks the network which address this machine has.
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+        n_workers=1,
+        threads_per_worker=2,
+        processes=False,
+        dashboard_address=None,
+        host="127.0.0.1",
+        protocol="tcp://",
     ) as cluster:
         outcomes = dict(sweep(_run, CONFIGS, dask=cluster.scheduler_address))
     assert outcomes.keys() == set(CONFIGS) and outcomes[CONFIGS[3]] == "record of 3"
