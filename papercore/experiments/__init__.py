@@ -34,7 +34,13 @@ class Chapter:
 
 CHAPTERS: dict[str, Chapter] = {
     c.slug: c
-    for c in (Chapter("mezo", "MeZO: fine-tuning with just forward passes", "Optimisation", "2305.17333"),)
+    for c in (
+        Chapter("mezo", "MeZO: fine-tuning with just forward passes", "Optimisation", "2305.17333"),
+        Chapter("qsr", "QSR: synchronise less as the learning rate falls", "Optimisation", "2310.14423"),
+        Chapter(
+            "local_sgd", "Local SGD: why averaging rarely finds flatter minima", "Optimisation", "2303.01215"
+        ),
+    )
 }
 
 

@@ -116,11 +116,7 @@ class SyncSchedule(ABC):
             length = self.next_h(step, lr_fn(step), total_steps=total_steps, warmup_steps=warmup_steps)
             out.append(Round(step, length))
             step += length
-        self._warn_of_long_start(out[0], total_steps)
         return out
-
-    def _warn_of_long_start(self, first: Round, total_steps: int) -> None:
-        """QSR overrides this: there a long first round is most often an accident."""
 
     @abstractmethod
     def _length(self, step: int, lr: float, left: int | None, warmup_steps: int) -> int:
@@ -184,13 +180,18 @@ class QSR(SyncSchedule):
             return _remaining(left, f"lr is {lr}")
         return max(self.h_base, math.floor((self.alpha / lr) ** self.power * (1 + _SLACK)))
 
-    def _warn_of_long_start(self, first: Round, total_steps: int) -> None:
-        if first.length > max(self.h_base, _LONG_FIRST_ROUND * total_steps):
+    def rounds(self, lr_fn: LearningRate, total_steps: int, *, warmup_steps: int = 0) -> list[Round]:
+        """As `SyncSchedule.rounds`; warns when the rate starts so low that the first round takes a tenth of the run."""
+        out = super().rounds(lr_fn, total_steps, warmup_steps=warmup_steps)
+        total = out[-1].start + out[-1].length
+        long = out[0].length > max(self.h_base, _LONG_FIRST_ROUND * total)
+        if long and lr_fn(0) < 0.1 * max(lr_fn(total * part // 20) for part in range(20)):
             warnings.warn(
-                f"the first round would last {first.length} of {total_steps} steps: the learning rate starts low. "
+                f"the first round would last {out[0].length} of {total_steps} steps: the learning rate starts low. "
                 "Give warmup_steps, during which H stays at h_base.",
-                stacklevel=3,
+                stacklevel=2,
             )
+        return out
 
 
 @dataclass(frozen=True)
@@ -275,13 +276,12 @@ def _number(name: str, value: float) -> float:
     return float(value)
 
 
-def _whole(name: str, value: int, least: int) -> int:
+def _whole(name: str, value: float, least: int) -> int:
     """`value` as an int; 8.0 counts as whole, 8.5 and True do not."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        number = value if isinstance(value, float) else None
-        if number is None:
+        if isinstance(value, bool) or not isinstance(value, float):
             raise TypeError(f"{name} must be a whole number, got {value!r}.")
-        if not number.is_integer():
+        if not value.is_integer():
             raise ValueError(f"{name} = {value!r}: expected a whole number >= {least}.")
     whole = int(value)
     if whole < least:
