@@ -4,11 +4,15 @@ QSR, ConstantH, ...        when to average                       schedules.py (n
 cosine_lr, ...             learning rates as functions           learning_rates.py (no torch)
 communication_volume, ...  rounds, bytes, hours                  communication.py (no torch)
 VirtualWorkers             S x K workers in one batched call     virtual.py, stacked.py, stacked_checks.py
+psi, slow_sde_drift, ...   the Slow SDE, exact and dense         slow_sde.py, manifold.py
+simulate_hyperbola, ...    a problem with exact theory           hyperbola.py
 """
 
 from papercore.local_sgd.communication import CommReport, CostModel, communication_volume
+from papercore.local_sgd.hyperbola import HyperbolaPath, predict_hyperbola, simulate_hyperbola
 from papercore.local_sgd.learning_rates import constant_lr, cosine_lr, linear_lr, power_of_two_lr, step_lr
 from papercore.local_sgd.schedules import QSR, SWAP, ConstantH, PiecewiseH, PostLocal, Round, SyncSchedule
+from papercore.local_sgd.slow_sde import label_noise_regularizer, psi, psi_integral
 from papercore.local_sgd.virtual import VirtualWorkers
 
 __all__ = [
@@ -17,6 +21,7 @@ __all__ = [
     "CommReport",
     "ConstantH",
     "CostModel",
+    "HyperbolaPath",
     "PiecewiseH",
     "PostLocal",
     "Round",
@@ -25,7 +30,12 @@ __all__ = [
     "communication_volume",
     "constant_lr",
     "cosine_lr",
+    "label_noise_regularizer",
     "linear_lr",
     "power_of_two_lr",
+    "predict_hyperbola",
+    "psi",
+    "psi_integral",
+    "simulate_hyperbola",
     "step_lr",
 ]
