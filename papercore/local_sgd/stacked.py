@@ -74,16 +74,21 @@ class StackedModels:
         }
         self._names = [*self.parameters, *self._constants]
         self._slots = _slots(self.template, self._names)
-        self._buffers = list(self.template.buffers())
-        self._cached: tuple[LossFn, Any, int | None, Callable[..., tuple[Any, Tensor]]] | None = None
-        # worker j of every seed, as views into the stacked storages: [S, *shape] for every parameter
-        self.by_worker = self.split(list(self.parameters.values()))
+        # Every buffer of the template and every stacked constant, to notice a forward pass that writes into one.
+        self._shared = [
+            (owner, name, tensor)
+            for part in self.template.modules()
+            for owner in (part._buffers,)
+            for name, tensor in owner.items()
+            if tensor is not None
+        ]
+        self._versions = self._count_writes()
+        self._cached: tuple[Any, Callable[..., tuple[tuple[Tensor, ...], Tensor]]] | None = None
 
-    def split(self, stacked: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Views: for every worker j a list of [S, *shape], one for each of the tensors [W, *shape]."""
-        with torch.no_grad():
-            parts = [t.detach().view(self.seeds, self.k, *t.shape[1:]) for t in stacked]
-            return [[part[:, j] for part in parts] for j in range(self.k)]
+    def by_worker(self, stacked: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+        """Views: for every worker a tuple of [S, *shape], one for each of the tensors [W, *shape]."""
+        parts = [t.detach().view(self.seeds, self.k, *t.shape[1:]).unbind(1) for t in stacked]
+        return list(zip(*parts, strict=True))
 
     @contextmanager
     def bound(self, tensors: Sequence[Tensor]) -> Iterator[nn.Module]:
@@ -98,30 +103,34 @@ class StackedModels:
                 owner[key] = tensor
 
     def gradients_vmap(self, loss_fn: LossFn, batches: Any, chunk_size: int | None) -> Tensor:
-        """Losses [W]; fills `.grad` of the stacked parameters. One batched call."""
+        """Losses [W]; fills `.grad` of the stacked parameters. One batched call, of `chunk_size` models at a time."""
         leaves, spec = tree_flatten(batches)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        transform = self._transform(loss_fn, leaves, spec, chunk_size)
+        # What is no tensor is the same for all models and stays outside the batched call.
+        fixed = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+        key = (loss_fn, spec, fixed, chunk_size)
+        if self._cached is None or self._cached[0] != key:
+            self._cached = (key, self._batched(loss_fn, spec, fixed, chunk_size))
         stacked = [p.detach() for p in self.parameters.values()]
-        gradients, losses = transform(stacked, list(self._constants.values()), tensors)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        gradients, losses = self._cached[1](*stacked, *self._constants.values(), *tensors)
         for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
             parameter.grad = gradient
         return losses
 
-    def _transform(self, loss_fn: LossFn, leaves: list[Any], spec: Any, chunk_size: int | None) -> Any:
-        plan = (spec, tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves))
-        if self._cached is not None and self._cached[:3] == (loss_fn, plan, chunk_size):
-            return self._cached[3]
+    def _batched(self, loss_fn: LossFn, spec: Any, fixed: tuple[Any, ...], chunk_size: int | None) -> Any:
+        own = len(self._names)
 
-        def loss_of_one(parameters: list[Tensor], constants: list[Tensor], tensors: list[Tensor]) -> Tensor:
-            given = iter(tensors)
-            batch = tree_unflatten([next(given) if leaf is None else leaf for leaf in plan[1]], plan[0])
-            with self.bound([*parameters, *constants]) as model:
+        # One flat list of arguments: the transforms flatten and rebuild them several times in every call.
+        def loss_of_one(*tensors: Tensor) -> Tensor:
+            given = iter(tensors[own:])
+            batch = tree_unflatten([next(given) if leaf is None else leaf for leaf in fixed], spec)
+            with self.bound(tensors) as model:
                 return _scalar(loss_fn(model, batch))
 
-        transform = vmap(grad_and_value(loss_of_one), randomness="different", chunk_size=chunk_size)
-        self._cached = (loss_fn, plan, chunk_size, transform)
-        return transform
+        wanted = tuple(range(len(self.parameters)))
+        return vmap(
+            grad_and_value(loss_of_one, argnums=wanted), randomness="different", chunk_size=chunk_size
+        )
 
     def gradients_loop(self, loss_fn: LossFn, batches: Any) -> Tensor:
         """Losses [W]; fills `.grad` of the stacked parameters. One model after the other."""
@@ -143,9 +152,28 @@ class StackedModels:
             losses.append(loss.detach())
         return torch.stack(losses)
 
-    def buffer_versions(self) -> list[int]:
-        """Changes when a forward pass writes into a buffer, which all models share."""
-        return [buffer._version for buffer in self._buffers]
+    def check_buffers(self) -> None:
+        """Raises ValueError when a forward pass has written into a buffer, which all models share."""
+        if self._shared or self._constants:
+            if any(owner[name] is not tensor for owner, name, tensor in self._shared):
+                name = next(name for owner, name, tensor in self._shared if owner[name] is not tensor)
+                for owner, key, tensor in self._shared:
+                    owner[key] = tensor
+            elif (versions := self._count_writes()) != self._versions:
+                names = [*(name for _, name, _ in self._shared), *self._constants]
+                name = next(
+                    n for n, new, old in zip(names, versions, self._versions, strict=True) if new != old
+                )
+                self._versions = versions
+            else:
+                return
+            raise ValueError(
+                f"a forward pass wrote into '{name}', a buffer that all workers share: keep such a state out of the model, or "
+                "train with LocalOptimizer in real processes."
+            )
+
+    def _count_writes(self) -> list[int]:
+        return [*(t._version for _, _, t in self._shared), *(t._version for t in self._constants.values())]
 
     def module(self, weights: Mapping[str, Tensor], seed: int) -> nn.Module:
         """A fresh module with these weights (one model's, without the leading axis) and the seed's constants."""

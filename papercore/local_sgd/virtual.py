@@ -1,40 +1,97 @@
 """VirtualWorkers: a local gradient method with K workers (and S seeds) in one process, as one batched computation.
 
-All workers of all seeds make their local step in one call (torch.func), and from time to time every seed's workers are replaced by
-their mean (Gu et al., 2024, arXiv 2310.14423, section 2; Gu et al., 2023, arXiv 2303.01215, section 1):
+All workers of all seeds make their local step in one call (torch.func), and from time to time each seed's workers are replaced
+by their mean (Gu et al., 2024, arXiv 2310.14423, section 2; Gu et al., 2023, arXiv 2303.01215, section 1):
 
-    theta_k <- OPT(theta_k, grad of worker k's loss)                 H times, no communication
-    theta_k <- (theta_1 + ... + theta_K) / K   for all k             then once
+    theta_k <- OPT(theta_k, gradient of worker k's loss)             H times, without communication
+    theta_k <- (theta_1 + ... + theta_K) / K   for every k           then once
 
-The arithmetic is that of LocalOptimizer in K processes with reduction="ordered": the sum runs in the workers' order and is divided
-by K. In float32 on one CPU thread with oneDNN off both give the same bits.
+The arithmetic is that of LocalOptimizer in K processes with reduction="ordered": the sum runs in the workers' order and is then
+divided by K. In float32, on one CPU thread and with oneDNN off, both give the same bits (with K = 2 under any reduction).
 
 Glossary
-    seeds        S         independent runs
-    k            K         workers of a run
-    h            H         local steps of the round in progress
-    position               steps made in that round
-    global_step  t         steps made by every worker
-    total_steps  T
-    spread                 mean over workers of |theta_k - mean|^2, per seed
+    seeds        S    independent runs
+    k            K    workers of a run
+    h            H    local steps of the round in progress
+    global_step  t    steps that every worker has made
+    total_steps  T    steps of the run
+    position          steps made in the round in progress
+    spread            mean over the workers of |theta_k - mean|^2
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from papercore.local_sgd.schedules import SyncSchedule
+from papercore.local_sgd.schedules import SyncSchedule, _whole
 from papercore.local_sgd.stacked import LossFn, StackedModels, stack_batches
 from papercore.local_sgd.stacked_checks import check_optimizer
+
+__all__ = ["VirtualWorkers"]
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 class VirtualWorkers:
+    """K workers of a local gradient method, for S seeds at once, on one device.
+
+    Args:
+        model: the network, or a sequence of S networks of one architecture: S independent runs, each from its own start. They
+            are copied and not changed. All K workers of a run start from the same weights. The mode (train or eval) is kept.
+        k: workers of a run, >= 1. With k = 1 nothing is averaged: S independent models (data parallel with plain SGD is k = 1
+            with the joined batch).
+        optimizer: called once with the list of stacked parameters, in the order of `model.named_parameters()` (the trainable
+            ones), each [S * k, *shape]: `lambda parameters: torch.optim.SGD(parameters, lr=0.1)`. Elementwise optimizers
+            only (SGD, Adam, AdamW, RMSprop, ...). A rule by number of axes sees one axis more than the model has.
+        schedule: when to average: QSR, ConstantH, ...
+        total_steps: steps of the whole run; the last round is cut to end there.
+        warmup_steps: steps of learning-rate warm-up, for the schedule.
+        state: what happens to the optimizer's state at an average: "local", every worker keeps its own (as the papers do); "mean",
+            momenta and moments are averaged like the parameters.
+        reference_group: the parameter group whose learning rate the schedule reads, at the first step of every round.
+        engine: "vmap", one batched call for all models; "loop", one model after the other, to the same result up to rounding.
+            vmap is several times faster for small networks. On a CPU convolutions become grouped convolutions under
+            vmap: try "loop" there.
+        chunk_size: models in one batched call, to bound memory (engine "vmap"); None: all S * k.
+
+    Attributes:
+        optimizer: the torch optimizer. Set its learning rate, or attach an LRScheduler and step it after `step`.
+        losses: Tensor [S, k], every worker's loss before its last step (NaN before the first).
+        global_step, h, k, seeds, total_steps, warmup_steps, schedule.
+
+    Dropout and other random draws take numbers from torch's generator of the device, different ones for every worker; they
+    are reproducible from `torch.manual_seed`, but the two engines and different chunk sizes draw in different order. Nothing
+    else here draws. A parameter that the loss does not reach has a gradient of zeros (in a real process it has none, and
+    its optimizer leaves it alone, weight decay included).
+
+    Evaluate `mean_model()`, not a single worker: between averages the workers are noisy copies, and the theory and the papers'
+    figures are about their mean.
+
+    Raises:
+        ValueError: k < 1 or another number out of range, no trainable parameter, batch norm with running statistics (use
+            GroupNorm), recurrent layers, seeds of different architecture, an optimizer that is not elementwise or
+            holds other parameters.
+        TypeError: an argument of the wrong kind.
+
+    >>> from papercore.local_sgd import ConstantH, VirtualWorkers
+    >>> x = torch.linspace(-1, 1, 8).reshape(4, 2, 1)                     # 4 workers, 2 samples each
+    >>> model = torch.nn.Linear(1, 1)
+    >>> workers = VirtualWorkers(
+    ...     model, 4, lambda parameters: torch.optim.SGD(parameters, lr=0.1), ConstantH(5), total_steps=200
+    ... )
+    >>> def loss_fn(model, batch):
+    ...     inputs, targets = batch
+    ...     return (model(inputs) - targets).square().mean()
+    >>> rounds = sum(workers.step(loss_fn, (x, 3 * x + 1)) for _ in range(200))
+    >>> rounds, workers.losses.shape, round(workers.mean_model().weight.item(), 3)
+    (40, torch.Size([1, 4]), 3.0)
+    """
+
     def __init__(
         self,
         model: nn.Module | Sequence[nn.Module],
@@ -49,40 +106,82 @@ class VirtualWorkers:
         engine: Literal["vmap", "loop"] = "vmap",
         chunk_size: int | None = None,
     ) -> None:
-        models = [model] if isinstance(model, nn.Module) else list(model)
-        self.k, self.seeds = k, len(models)
-        self.total_steps, self.warmup_steps, self.schedule = total_steps, warmup_steps, schedule
-        self._given_seeds = None if isinstance(model, nn.Module) else self.seeds
-        self._state, self._reference_group = state, reference_group
-        self._engine, self._chunk_size = engine, chunk_size
-        self._models = StackedModels(models, k)
+        self.k = _whole("k", k, 1)
+        self.total_steps = _whole("total_steps", total_steps, 1)
+        self.warmup_steps = _whole("warmup_steps", warmup_steps, 0)
+        if self.warmup_steps > self.total_steps:
+            raise ValueError(f"warmup_steps = {warmup_steps} is more than total_steps = {total_steps}.")
+        if not isinstance(schedule, SyncSchedule):
+            raise TypeError(f"schedule must be a SyncSchedule such as ConstantH(4), got {schedule!r}.")
+        if state not in ("local", "mean"):
+            raise ValueError(f"state = {state!r}: expected 'local' or 'mean'.")
+        if engine not in ("vmap", "loop"):
+            raise ValueError(f"engine = {engine!r}: expected 'vmap' or 'loop'.")
+        if chunk_size is not None and engine == "loop":
+            raise ValueError("chunk_size goes with engine='vmap'; the loop takes one model at a time.")
+        if not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(
+                "optimizer must be a function of the stacked parameters, for example "
+                f"lambda parameters: torch.optim.SGD(parameters, lr=0.1); got {type(optimizer).__name__}."
+            )
+        self.schedule, self._state, self._engine = schedule, state, engine
+        self._chunk_size = None if chunk_size is None else _whole("chunk_size", chunk_size, 1)
+        models, self._stacked_seeds = _modules(model)
+        self.seeds = len(models)
+        self._models = StackedModels(models, self.k)
         self._parameters = list(self._models.parameters.values())
         self.optimizer = optimizer(list(self._parameters))
         check_optimizer(self.optimizer, self._parameters)
+        groups = len(self.optimizer.param_groups)
+        self._reference_group = _whole("reference_group", reference_group, 0)
+        if self._reference_group >= groups:
+            raise ValueError(f"reference_group = {reference_group}: the optimizer has {groups} group(s).")
         self.global_step = 0
         self._position = 0
-        self._h: int | None = None
-        self._losses = torch.full((self.seeds, k), float("nan"))
+        self._h: int | None = None  # None between rounds
+        self._losses = self._parameters[0].new_full((self.seeds, self.k), float("nan")).detach()
 
     @property
     def losses(self) -> Tensor:
+        """[S, k]: every worker's loss before its last step; NaN before the first."""
         return self._losses
 
     @property
     def h(self) -> int:
+        """Length of the round in progress; between rounds, of the one that a step would open now; 0 after the last."""
         if self._h is not None:
             return self._h
         if self.global_step >= self.total_steps:
             return 0
+        # Read as late as this, so that a scheduler stepped after the previous step has had its say.
         lr = float(self.optimizer.param_groups[self._reference_group]["lr"])
         return self.schedule.next_h(
             self.global_step, lr, total_steps=self.total_steps, warmup_steps=self.warmup_steps
         )
 
     def step(self, loss_fn: LossFn, batches: Any) -> bool:
+        """One local step of every worker of every seed, followed by an average where the round ends.
+
+        Args:
+            loss_fn: (model, batch) -> scalar. `model` is a module with one worker's weights, `batch` that worker's batch.
+            batches: a list of k batches (for S seeds: a list of S such lists), or a tensor, tuple or dict whose tensors are stacked on
+                a leading axis k (for S seeds, given as a sequence of models: on [S, k]). What is no tensor goes to every
+                worker as it is.
+
+        Returns:
+            True where this step was followed by an average.
+
+        Raises:
+            RuntimeError: all `total_steps` steps have been made.
+            ValueError: batches of the wrong shape, a loss that is not scalar, a forward pass that writes into a buffer.
+            FloatingPointError: a loss is not finite; weights, optimizer state and counters are as before the call.
+        """
         if self.global_step >= self.total_steps:
-            raise RuntimeError(f"all {self.total_steps} steps (total_steps) have been made.")
-        stacked = stack_batches(batches, self.k, self._given_seeds)
+            raise RuntimeError(
+                f"all total_steps = {self.total_steps} steps have been made: the schedule ends there. "
+                "For a longer run make VirtualWorkers with a larger total_steps."
+            )
+        stacked = stack_batches(batches, self.k, self.seeds if self._stacked_seeds else None)
         h = self.h
         self.optimizer.zero_grad(set_to_none=True)
         if self._engine == "vmap":
@@ -90,16 +189,10 @@ class VirtualWorkers:
         else:
             losses = self._models.gradients_loop(loss_fn, stacked)
         losses = losses.detach().view(self.seeds, self.k)
-        if not bool(torch.isfinite(losses).all()):
-            self.optimizer.zero_grad(set_to_none=True)
-            seed, worker = (~torch.isfinite(losses)).nonzero()[0].tolist()
-            raise FloatingPointError(
-                f"the loss of seed {seed}, worker {worker} is {losses[seed, worker].item()} at step {self.global_step}; "
-                "no weight was changed. Lower the learning rate, or look at this worker's batch."
-            )
-        self._h = h
+        self._models.check_buffers()
+        self._check_finite(losses)
+        self._h, self._losses = h, losses
         self.optimizer.step()
-        self._losses = losses
         self.global_step += 1
         self._position += 1
         if self._position < h:
@@ -107,32 +200,46 @@ class VirtualWorkers:
         self.sync()
         return True
 
+    def _check_finite(self, losses: Tensor) -> None:
+        finite = torch.isfinite(losses)
+        if finite.all():
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        bad = (~finite).nonzero().tolist()
+        seed, worker = bad[0]
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise FloatingPointError(
+            f"the loss of seed {seed}, worker {worker}{more} is {losses[seed, worker].item()} at step {self.global_step}; "
+            "the weights are as before this step. Lower the learning rate, or look at that worker's batch."
+        )
+
     @torch.no_grad()
     def sync(self) -> None:
-        if self.k > 1:
-            self._average(self._models.by_worker)
+        """Replace every seed's workers by their mean now, and end the round. Does nothing right after an average."""
+        if self._position and self.k > 1:
+            self._average(self._parameters)
             if self._state == "mean":
-                self._average(self._models.split(self._moving_state()))
+                self._average(self._moving_state())
         self._h, self._position = None, 0
 
     def finish(self) -> None:
-        if self._position:
-            self.sync()
+        """Average what an unfinished round has left apart; nothing otherwise. Call it when a run stops before its end."""
+        self.sync()
 
-    def _average(self, by_worker: list[list[Tensor]]) -> None:
-        mean = self._mean(by_worker)
-        for views in by_worker:
-            torch._foreach_copy_(views, mean)
+    def _average(self, stacked: Sequence[Tensor]) -> None:
+        for tensor, mean in zip(stacked, self._mean(stacked), strict=True):
+            tensor.view(self.seeds, self.k, *tensor.shape[1:]).copy_(mean.unsqueeze(1))
 
-    def _mean(self, by_worker: list[list[Tensor]]) -> list[Tensor]:
-        """[S, *shape] for every tensor: the sum in the workers' order, divided by k."""
-        mean = [view.clone() for view in by_worker[0]]
-        for views in by_worker[1:]:
-            torch._foreach_add_(mean, views)
-        torch._foreach_div_(mean, self.k)
-        return mean
+    def _mean(self, stacked: Sequence[Tensor]) -> list[Tensor]:
+        """[S, *shape] for every tensor [S * k, *shape]: the sum in the workers' order, divided by k."""
+        first, *others = self._models.by_worker(stacked)
+        total = [view.clone() for view in first]
+        for views in others:
+            torch._foreach_add_(total, views)
+        return [t.div_(self.k) for t in total]
 
     def _moving_state(self) -> list[Tensor]:
+        """State with one entry per weight (momenta, moments); step counters are the same for all workers."""
         return [
             value
             for p in self._parameters
@@ -140,30 +247,32 @@ class VirtualWorkers:
             if isinstance(value, Tensor) and value.is_floating_point() and value.shape == p.shape
         ]
 
-    @torch.no_grad()
     def parameters_of(self, seed: int, worker: int) -> dict[str, Tensor]:
-        w = seed * self.k + worker
+        """A copy of one worker's trainable parameters, {name: [*shape]}. For diagnosis; evaluate `mean_model` instead."""
+        w = self._seed(seed) * self.k + _index("worker", worker, self.k)
         return {name: p.detach()[w].clone() for name, p in self._models.parameters.items()}
 
     @torch.no_grad()
     def mean_model(self, seed: int = 0) -> nn.Module:
-        mean = self._mean(self._models.by_worker)
+        """A fresh module with the mean of the seed's workers as weights; training goes on undisturbed."""
+        seed = self._seed(seed)
+        mean = self._mean(self._parameters)
         return self._models.module(
-            {n: t[seed] for n, t in zip(self._models.parameters, mean, strict=True)}, seed
+            {name: tensor[seed] for name, tensor in zip(self._models.parameters, mean, strict=True)}, seed
         )
 
     @torch.no_grad()
     def spread(self) -> Tensor:
-        mean = self._mean(self._models.by_worker)
-        total = sum(
-            (view - m).square().flatten(1).sum(1)
-            for views in self._models.by_worker
-            for view, m in zip(views, mean, strict=True)
-        )
-        assert isinstance(total, Tensor)
+        """[S]: mean over a seed's workers of the squared distance to their mean, summed over all parameters; 0 after an average."""
+        mean = self._mean(self._parameters)
+        total = mean[0].new_zeros(self.seeds)
+        for views in self._models.by_worker(self._parameters):
+            for view, center in zip(views, mean, strict=True):
+                total += (view - center).square().flatten(1).sum(1).to(total)
         return total / self.k
 
     def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, also inside a round, as copies. Random generators and schedulers are the caller's."""
         return {
             "global_step": self.global_step,
             "position": self._position,
@@ -171,14 +280,69 @@ class VirtualWorkers:
             "k": self.k,
             "seeds": self.seeds,
             "losses": self._losses.clone(),
-            "parameters": {n: p.detach().clone() for n, p in self._models.parameters.items()},
-            "optimizer": self.optimizer.state_dict(),
+            "parameters": {name: p.detach().clone() for name, p in self._models.parameters.items()},
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
         }
 
+    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        with torch.no_grad():
-            for name, p in self._models.parameters.items():
-                p.copy_(state["parameters"][name])
+        """Go on from `state_dict()`: the run continues bit for bit, also inside a round.
+
+        Raises:
+            ValueError: the state is of another number of workers, seeds or steps, or of another network; nothing is loaded then.
+        """
+        missing = {"global_step", "position", "h", "k", "seeds", "losses", "parameters", "optimizer"} - set(
+            state
+        )
+        if missing:
+            raise ValueError(f"this is no state of VirtualWorkers: {sorted(missing)} missing.")
+        if (state["k"], state["seeds"]) != (self.k, self.seeds):
+            raise ValueError(
+                f"the state has k = {state['k']} and {state['seeds']} seed(s), these workers k = {self.k} and {self.seeds}."
+            )
+        if state["global_step"] > self.total_steps:
+            raise ValueError(
+                f"the state is of step {state['global_step']}, beyond total_steps = {self.total_steps}."
+            )
+        theirs = {name: list(tensor.shape) for name, tensor in state["parameters"].items()}
+        ours = {name: list(p.shape) for name, p in self._models.parameters.items()}
+        if theirs != ours:
+            odd = _differences(theirs, ours)
+            raise ValueError(f"the state is of another network: {odd}.")
         self.optimizer.load_state_dict(state["optimizer"])
+        for name, p in self._models.parameters.items():
+            p.copy_(state["parameters"][name])
         self.global_step, self._position, self._h = state["global_step"], state["position"], state["h"]
-        self._losses = state["losses"].clone()
+        self._losses = state["losses"].to(self._losses, copy=True)
+
+    def _seed(self, seed: int) -> int:
+        return _index("seed", seed, self.seeds)
+
+
+def _modules(model: nn.Module | Sequence[nn.Module]) -> tuple[list[nn.Module], bool]:
+    """The seeds' modules, and whether batches have an axis for them. A ModuleList is a module, but stands for its items."""
+    if isinstance(model, nn.Module) and not isinstance(model, nn.ModuleList):
+        return [model], False
+    try:
+        models = list(model)
+    except TypeError:
+        raise TypeError(
+            f"model must be a torch.nn.Module or a sequence of them, one per seed; got {type(model).__name__}."
+        ) from None
+    if not models:
+        raise ValueError("model is an empty sequence: give one module per seed.")
+    return models, True
+
+
+def _index(name: str, value: int, size: int) -> int:
+    index = _whole(name, value, 0)
+    if index >= size:
+        raise ValueError(f"{name} = {value}: expected 0 to {size - 1}.")
+    return index
+
+
+def _differences(theirs: Mapping[str, list[int]], ours: Mapping[str, list[int]]) -> str:
+    names = [n for n in {**theirs, **ours} if theirs.get(n) != ours.get(n)]
+    return ", ".join(
+        f"'{n}' {theirs.get(n, 'missing')} in the state, {ours.get(n, 'missing')} here" for n in names[:3]
+    )
