@@ -3,14 +3,18 @@
 QSR, ConstantH, ...        when to average                       schedules.py (no torch)
 cosine_lr, ...             learning rates as functions           learning_rates.py (no torch)
 communication_volume, ...  rounds, bytes, hours                  communication.py (no torch)
+LocalOptimizer, ...        K processes, torch.distributed        optimizer.py, wrapped.py, averaging.py, flat.py,
+                                                              agreement.py, buffers.py
 VirtualWorkers             S x K workers in one batched call     virtual.py, stacked.py, stacked_checks.py
 psi, slow_sde_drift, ...   the Slow SDE, exact and dense         slow_sde.py, manifold.py
 simulate_hyperbola, ...    a problem with exact theory           hyperbola.py
 """
 
+from papercore.local_sgd.buffers import reestimate_batch_norm
 from papercore.local_sgd.communication import CommReport, CostModel, communication_volume
 from papercore.local_sgd.hyperbola import HyperbolaPath, predict_hyperbola, simulate_hyperbola
 from papercore.local_sgd.learning_rates import constant_lr, cosine_lr, linear_lr, power_of_two_lr, step_lr
+from papercore.local_sgd.optimizer import LocalOptimizer
 from papercore.local_sgd.schedules import QSR, SWAP, ConstantH, PiecewiseH, PostLocal, Round, SyncSchedule
 from papercore.local_sgd.slow_sde import label_noise_regularizer, psi, psi_integral
 from papercore.local_sgd.virtual import VirtualWorkers
@@ -22,6 +26,7 @@ __all__ = [
     "ConstantH",
     "CostModel",
     "HyperbolaPath",
+    "LocalOptimizer",
     "PiecewiseH",
     "PostLocal",
     "Round",
@@ -36,6 +41,7 @@ __all__ = [
     "predict_hyperbola",
     "psi",
     "psi_integral",
+    "reestimate_batch_norm",
     "simulate_hyperbola",
     "step_lr",
 ]
