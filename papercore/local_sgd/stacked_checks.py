@@ -1,11 +1,12 @@
-"""What cannot be stacked: modules, seeds and optimizers that VirtualWorkers refuses, and what to do instead."""
+"""What cannot be stacked: modules, seeds, optimizers and saved states that VirtualWorkers refuses, and what to do instead."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
@@ -23,6 +24,27 @@ ELEMENTWISE = (
     torch.optim.Rprop,
     torch.optim.ASGD,
 )
+
+# What VirtualWorkers.state_dict holds.
+_STATE = (
+    *("global_step", "position", "h", "rounds_done", "finished", "k", "seeds"),
+    *("losses", "parameters", "optimizer"),
+)
+
+
+def seed_modules(model: nn.Module | Sequence[nn.Module]) -> tuple[list[nn.Module], bool]:
+    """The seeds' modules, and whether batches have an axis for them. A ModuleList is a module, but stands for its items."""
+    if isinstance(model, nn.Module) and not isinstance(model, nn.ModuleList):
+        return [model], False
+    try:
+        models = list(model)
+    except TypeError:
+        raise TypeError(
+            f"model must be a torch.nn.Module or a sequence of them, one per seed; got {type(model).__name__}."
+        ) from None
+    if not models:
+        raise ValueError("model is an empty sequence: give one module per seed.")
+    return models, True
 
 
 def check_module(model: nn.Module) -> None:
@@ -108,3 +130,29 @@ def check_optimizer(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Pa
             "the optimizer holds parameters that are not the stacked ones: build it over the list that the callable is given, "
             "not over model.parameters()."
         )
+
+
+def check_state(
+    state: Mapping[str, Any], k: int, seeds: int, total_steps: int, parameters: Mapping[str, Tensor]
+) -> None:
+    """Raises ValueError for a saved state of another number of workers, seeds or steps, or of another network."""
+    missing = set(_STATE) - set(state)
+    if missing:
+        raise ValueError(f"this is no state of VirtualWorkers: {', '.join(sorted(missing))} missing.")
+    if (state["k"], state["seeds"]) != (k, seeds):
+        raise ValueError(
+            f"the state has k = {state['k']} and {state['seeds']} seed(s), these workers have k = {k} and {seeds}."
+        )
+    if state["global_step"] > total_steps:
+        raise ValueError(f"the state is of step {state['global_step']}, beyond total_steps = {total_steps}.")
+    theirs = {name: list(tensor.shape) for name, tensor in state["parameters"].items()}
+    ours = {name: list(p.shape) for name, p in parameters.items()}
+    if theirs != ours:
+        raise ValueError(f"the state is of another network: {_differences(theirs, ours)}.")
+
+
+def _differences(theirs: Mapping[str, list[int]], ours: Mapping[str, list[int]]) -> str:
+    names = [n for n in {**theirs, **ours} if theirs.get(n) != ours.get(n)]
+    return ", ".join(
+        f"'{n}' {theirs.get(n, 'missing')} in the state, {ours.get(n, 'missing')} here" for n in names[:3]
+    )

@@ -22,17 +22,21 @@ Glossary
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from papercore.local_sgd.schedules import SyncSchedule, _whole
+from papercore.local_sgd.schedules import QSR, SyncSchedule, _whole
 from papercore.local_sgd.stacked import LossFn, StackedModels, stack_batches
-from papercore.local_sgd.stacked_checks import check_optimizer
+from papercore.local_sgd.stacked_checks import check_optimizer, check_state, seed_modules
 
 __all__ = ["VirtualWorkers"]
+
+# A first round that takes more than this share of a run is most likely a learning rate without warmup_steps.
+_LONG_FIRST_ROUND = 0.1
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
@@ -55,14 +59,14 @@ class VirtualWorkers:
             momenta and moments are averaged like the parameters.
         reference_group: the parameter group whose learning rate the schedule reads, at the first step of every round.
         engine: "vmap", one batched call for all models; "loop", one model after the other, to the same result up to rounding.
-            vmap is several times faster for small networks. On a CPU convolutions become grouped convolutions under
-            vmap: try "loop" there.
+            vmap is several times faster for small networks. Convolutions turn into grouped ones under vmap, which are slow on a
+            CPU: there "loop" is up to twice as fast for a small ResNet.
         chunk_size: models in one batched call, to bound memory (engine "vmap"); None: all S * k.
 
     Attributes:
         optimizer: the torch optimizer. Set its learning rate, or attach an LRScheduler and step it after `step`.
         losses: Tensor [S, k], every worker's loss before its last step (NaN before the first).
-        global_step, h, k, seeds, total_steps, warmup_steps, schedule.
+        global_step, position, h, rounds_done, k, seeds, total_steps, warmup_steps, schedule.
 
     Dropout and other random draws take numbers from torch's generator of the device, different ones for every worker; they
     are reproducible from `torch.manual_seed`, but the two engines and different chunk sizes draw in different order. Nothing
@@ -126,7 +130,7 @@ class VirtualWorkers:
             )
         self.schedule, self._state, self._engine = schedule, state, engine
         self._chunk_size = None if chunk_size is None else _whole("chunk_size", chunk_size, 1)
-        models, self._stacked_seeds = _modules(model)
+        models, self._stacked_seeds = seed_modules(model)
         self.seeds = len(models)
         self._models = StackedModels(models, self.k)
         self._parameters = list(self._models.parameters.values())
@@ -137,8 +141,9 @@ class VirtualWorkers:
         if self._reference_group >= groups:
             raise ValueError(f"reference_group = {reference_group}: the optimizer has {groups} group(s).")
         self.global_step = 0
-        self._position = 0
-        self._h: int | None = None  # None between rounds
+        self.rounds_done = 0
+        self._h = self._position = 0  # of the round in progress; h also of the one that has just ended
+        self._finished = False
         self._losses = self._parameters[0].new_full((self.seeds, self.k), float("nan")).detach()
 
     @property
@@ -148,16 +153,36 @@ class VirtualWorkers:
 
     @property
     def h(self) -> int:
-        """Length of the round in progress; between rounds, of the one that a step would open now; 0 after the last."""
-        if self._h is not None:
+        """Length of the round in progress; between two rounds that of the one that has just ended, 0 before the first."""
+        return self._h
+
+    @property
+    def position(self) -> int:
+        """Steps made in the round in progress; 0 when the workers have just been averaged."""
+        return self._position
+
+    def _length_of_round(self) -> int:
+        """H of the round in progress or, between rounds, of the one that this step opens."""
+        if self._position:
             return self._h
-        if self.global_step >= self.total_steps:
-            return 0
         # Read as late as this, so that a scheduler stepped after the previous step has had its say.
         lr = float(self.optimizer.param_groups[self._reference_group]["lr"])
-        return self.schedule.next_h(
+        h = self.schedule.next_h(
             self.global_step, lr, total_steps=self.total_steps, warmup_steps=self.warmup_steps
         )
+        if self.global_step == 0:
+            self._warn_of_long_start(h, lr)
+        return h
+
+    def _warn_of_long_start(self, h: int, lr: float) -> None:
+        if isinstance(self.schedule, QSR) and h > max(
+            self.schedule.h_base, _LONG_FIRST_ROUND * self.total_steps
+        ):
+            warnings.warn(
+                f"the first round lasts {h} of {self.total_steps} steps: the learning rate is {lr:g} there. If it is still "
+                "warming up give warmup_steps, during which H stays at h_base.",
+                stacklevel=4,
+            )
 
     def step(self, loss_fn: LossFn, batches: Any) -> bool:
         """One local step of every worker of every seed, followed by an average where the round ends.
@@ -172,17 +197,22 @@ class VirtualWorkers:
             True where this step was followed by an average.
 
         Raises:
-            RuntimeError: all `total_steps` steps have been made.
+            RuntimeError: all `total_steps` steps have been made, or `finish()` was called.
             ValueError: batches of the wrong shape, a loss that is not scalar, a forward pass that writes into a buffer.
             FloatingPointError: a loss is not finite; weights, optimizer state and counters are as before the call.
         """
+        if self._finished:
+            raise RuntimeError(
+                f"finish() was called after step {self.global_step}: no step follows it. For an average in the middle of a "
+                "run call sync()."
+            )
         if self.global_step >= self.total_steps:
             raise RuntimeError(
                 f"all total_steps = {self.total_steps} steps have been made: the schedule ends there. "
                 "For a longer run make VirtualWorkers with a larger total_steps."
             )
         stacked = stack_batches(batches, self.k, self.seeds if self._stacked_seeds else None)
-        h = self.h
+        h = self._length_of_round()
         self.optimizer.zero_grad(set_to_none=True)
         if self._engine == "vmap":
             losses = self._models.gradients_vmap(loss_fn, stacked, self._chunk_size)
@@ -214,17 +244,26 @@ class VirtualWorkers:
         )
 
     @torch.no_grad()
-    def sync(self) -> None:
-        """Replace every seed's workers by their mean now, and end the round. Does nothing right after an average."""
-        if self._position and self.k > 1:
+    def sync(self) -> bool:
+        """Replace every seed's workers by their mean now, and end the round. False, without an effect, between rounds."""
+        if not self._position:
+            return False
+        if self.k > 1:
             self._average(self._parameters)
             if self._state == "mean":
                 self._average(self._moving_state())
-        self._h, self._position = None, 0
+        self._position = 0
+        self.rounds_done += 1
+        return True
 
-    def finish(self) -> None:
-        """Average what an unfinished round has left apart; nothing otherwise. Call it when a run stops before its end."""
-        self.sync()
+    def finish(self) -> bool:
+        """Average what is left of an unfinished round, for a run that stops early; no step may follow.
+
+        Returns:
+            True if there was something to average.
+        """
+        self._finished = True
+        return self.sync()
 
     def _average(self, stacked: Sequence[Tensor]) -> None:
         for tensor, mean in zip(stacked, self._mean(stacked), strict=True):
@@ -237,6 +276,12 @@ class VirtualWorkers:
         for views in others:
             torch._foreach_add_(total, views)
         return [t.div_(self.k) for t in total]
+
+    def _center(self) -> list[Tensor]:
+        """The workers' mean, [S, *shape] for every parameter. Right after an average that is any worker, to the last bit."""
+        if self._position:
+            return self._mean(self._parameters)
+        return list(self._models.by_worker(self._parameters)[0])
 
     def _moving_state(self) -> list[Tensor]:
         """State with one entry per weight (momenta, moments); step counters are the same for all workers."""
@@ -256,7 +301,7 @@ class VirtualWorkers:
     def mean_model(self, seed: int = 0) -> nn.Module:
         """A fresh module with the mean of the seed's workers as weights; training goes on undisturbed."""
         seed = self._seed(seed)
-        mean = self._mean(self._parameters)
+        mean = self._center()
         return self._models.module(
             {name: tensor[seed] for name, tensor in zip(self._models.parameters, mean, strict=True)}, seed
         )
@@ -264,7 +309,7 @@ class VirtualWorkers:
     @torch.no_grad()
     def spread(self) -> Tensor:
         """[S]: mean over a seed's workers of the squared distance to their mean, summed over all parameters; 0 after an average."""
-        mean = self._mean(self._parameters)
+        mean = self._center()
         total = mean[0].new_zeros(self.seeds)
         for views in self._models.by_worker(self._parameters):
             for view, center in zip(views, mean, strict=True):
@@ -277,6 +322,8 @@ class VirtualWorkers:
             "global_step": self.global_step,
             "position": self._position,
             "h": self._h,
+            "rounds_done": self.rounds_done,
+            "finished": self._finished,
             "k": self.k,
             "seeds": self.seeds,
             "losses": self._losses.clone(),
@@ -291,47 +338,16 @@ class VirtualWorkers:
         Raises:
             ValueError: the state is of another number of workers, seeds or steps, or of another network; nothing is loaded then.
         """
-        missing = {"global_step", "position", "h", "k", "seeds", "losses", "parameters", "optimizer"} - set(
-            state
-        )
-        if missing:
-            raise ValueError(f"this is no state of VirtualWorkers: {sorted(missing)} missing.")
-        if (state["k"], state["seeds"]) != (self.k, self.seeds):
-            raise ValueError(
-                f"the state has k = {state['k']} and {state['seeds']} seed(s), these workers k = {self.k} and {self.seeds}."
-            )
-        if state["global_step"] > self.total_steps:
-            raise ValueError(
-                f"the state is of step {state['global_step']}, beyond total_steps = {self.total_steps}."
-            )
-        theirs = {name: list(tensor.shape) for name, tensor in state["parameters"].items()}
-        ours = {name: list(p.shape) for name, p in self._models.parameters.items()}
-        if theirs != ours:
-            odd = _differences(theirs, ours)
-            raise ValueError(f"the state is of another network: {odd}.")
+        check_state(state, self.k, self.seeds, self.total_steps, self._models.parameters)
         self.optimizer.load_state_dict(state["optimizer"])
         for name, p in self._models.parameters.items():
             p.copy_(state["parameters"][name])
-        self.global_step, self._position, self._h = state["global_step"], state["position"], state["h"]
+        self.global_step, self.rounds_done = state["global_step"], state["rounds_done"]
+        self._h, self._position, self._finished = state["h"], state["position"], state["finished"]
         self._losses = state["losses"].to(self._losses, copy=True)
 
     def _seed(self, seed: int) -> int:
         return _index("seed", seed, self.seeds)
-
-
-def _modules(model: nn.Module | Sequence[nn.Module]) -> tuple[list[nn.Module], bool]:
-    """The seeds' modules, and whether batches have an axis for them. A ModuleList is a module, but stands for its items."""
-    if isinstance(model, nn.Module) and not isinstance(model, nn.ModuleList):
-        return [model], False
-    try:
-        models = list(model)
-    except TypeError:
-        raise TypeError(
-            f"model must be a torch.nn.Module or a sequence of them, one per seed; got {type(model).__name__}."
-        ) from None
-    if not models:
-        raise ValueError("model is an empty sequence: give one module per seed.")
-    return models, True
 
 
 def _index(name: str, value: int, size: int) -> int:
@@ -339,10 +355,3 @@ def _index(name: str, value: int, size: int) -> int:
     if index >= size:
         raise ValueError(f"{name} = {value}: expected 0 to {size - 1}.")
     return index
-
-
-def _differences(theirs: Mapping[str, list[int]], ours: Mapping[str, list[int]]) -> str:
-    names = [n for n in {**theirs, **ours} if theirs.get(n) != ours.get(n)]
-    return ", ".join(
-        f"'{n}' {theirs.get(n, 'missing')} in the state, {ours.get(n, 'missing')} here" for n in names[:3]
-    )
