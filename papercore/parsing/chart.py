@@ -114,7 +114,7 @@ def inside(rules: RuleTables, emitted: Tensor, lengths: Tensor) -> Chart:
         lengths=lengths,
     )
     by_length = lengths.tolist()
-    for width in range(2, n + 1):
+    for width in range(2, max(by_length) + 1):
         spans = n - width + 1
         weights, top = chart.split_weights(width)
         made = _combine(chart, rules, width, weights)
@@ -161,7 +161,7 @@ class Outside:
 
     term: Tensor  # mu of pre-terminals, [B, n, P]
     span: Tensor  # mu of in-terminals, [B, n, n, I] by start and width - 1
-    root: Tensor | None  # d log Z / d root(A), [B, I]
+    root: Tensor  # d log Z / d root(A), [B, I]
     rules: Tensor | None  # sum over sentences of weight times d log Z / d p(A -> B C), [I, S, S]
     words: Tensor  # d log Z / d e, e as in Chart.words, [B, n, P]
 
@@ -187,7 +187,7 @@ def outside(
     root = chart.left.new_zeros(batch, count)
     counts = rules.zero_counts() if with_rules else None
     by_length = chart.lengths.tolist()
-    for width in range(n, 1, -1):
+    for width in range(max(by_length), 1, -1):
         spans = n - width + 1
         g = down.left[:spans, :, width] + down.right[width:, :, n - width]
         whole = [b for b, length in enumerate(by_length) if length == width]
