@@ -1,12 +1,19 @@
-"""Inside-outside for any probabilistic context-free grammar (Zhao et al., 2023, arXiv 2303.08117).
+"""Exact inside-outside for given grammars, and transformers that carry it out (Zhao et al., 2023, arXiv 2303.08117).
 
-PCFG                          a grammar as tensors                 grammar.py
-inside_outside, ...           probabilities, marginals, posteriors inference.py, chart.py, rules.py
-labelled_recall, viterbi, ... trees from charts                    decoding.py
-Tree, tree_f1, branching      trees and their score                trees.py
+PCFG                               a grammar as three tensors              grammar.py
+inside_outside, ...                probabilities, marginals, posteriors    inference.py, chart.py, rules.py
+labelled_recall, viterbi, ...      trees from charts                       decoding.py
+read, write, to_nltk               grammars as text                        notation.py
+eliminate_unaries, LooseRule       rules of one symbol removed exactly     unaries.py
+read_treebank, estimate, ...       grammars from parsed sentences          treebank.py, binarisation.py
+sample, length_distribution        sentences with trees                    sampling.py
+english, english_shifted           two grammars of our own                 english.py
+split_symbols                      larger grammars from small ones         latent.py
+Tree, tree_f1, branching           trees and their comparison              trees.py
 """
 
 from papercore.parsing.decoding import labelled_recall, posterior_sample, viterbi
+from papercore.parsing.english import english, english_shifted
 from papercore.parsing.grammar import PCFG
 from papercore.parsing.inference import (
     ImpossibleSentence,
@@ -15,20 +22,32 @@ from papercore.parsing.inference import (
     log_partition,
     masked_posterior,
 )
+from papercore.parsing.notation import read, to_nltk, write
+from papercore.parsing.sampling import length_distribution, sample
 from papercore.parsing.trees import Tree, TreeScore, branching, tree_f1
+from papercore.parsing.unaries import LooseRule, eliminate_unaries
 
 __all__ = [
     "PCFG",
     "IOResult",
     "ImpossibleSentence",
+    "LooseRule",
     "Tree",
     "TreeScore",
     "branching",
+    "eliminate_unaries",
+    "english",
+    "english_shifted",
     "inside_outside",
     "labelled_recall",
+    "length_distribution",
     "log_partition",
     "masked_posterior",
     "posterior_sample",
+    "read",
+    "sample",
+    "to_nltk",
     "tree_f1",
     "viterbi",
+    "write",
 ]

@@ -201,8 +201,8 @@ def outside(
         span[:spans, :, width - 1] = g * chart.left[:spans, :, width]
         weights, top = chart.split_weights(width)
         # The parent is the sum over splits divided by its largest entry, whose logarithm is scale - top.
-        parent = torch.exp(top - chart.scale[:spans, :, width])
-        weights *= torch.where(top == -math.inf, 0.0, parent).unsqueeze(-1)
+        scale = chart.scale[:spans, :, width]
+        weights *= torch.where(scale == -math.inf, 0.0, torch.exp(top - scale)).unsqueeze(-1)
         weighted = g if weight is None else g * weight.unsqueeze(-1)
         _pass_down(chart, rules, width, weights, g, down)
         if counts is not None and width == 2:
