@@ -218,7 +218,9 @@ def _evidence(rows: Sequence[Mapping[str, Any]]) -> str:
                 text = str(value)
                 shown = f"<code>{escape(text)}</code>"
                 if key == "figure" and _INNER.fullmatch(text):
-                    address = text if re.search(r"[./#]", text) else f"{rows[0]['slug']}.html#{text}"
+                    # docutils writes an identifier with hyphens where the name has underscores.
+                    inner = f"{rows[0]['slug']}.html#{text.replace('_', '-')}"
+                    address = text if re.search(r"[./#]", text) else inner
                     shown = f'<a href="{escape(address)}">{escape(text)}</a>'
                 items.append(f"<dt>{label}{escape(at)}</dt><dd>{shown}</dd>")
     return f"<details><summary>Rule and record</summary><dl>{''.join(items)}</dl></details>" if items else ""
