@@ -10,7 +10,8 @@ a geometric series,
     word(A, T) = N(A, T) sum over w of p(T -> w)          the chain from A ends with a word of T
 
 and each rule D -> B C is split by where the chains of its two children end. In-terminals are the symbols with binary rules,
-pre-terminals those with words; a symbol with both becomes two. Cycles of such rules are no obstacle as long as they can be left.
+pre-terminals those with words; a symbol with both becomes two, NP and NP<word>. Cycles of such rules are no obstacle as long as
+they can be left.
 
 In the trees of the resulting grammar a chain is named by its last symbol: (NP (Pronoun she)) becomes (Pronoun she).
 
@@ -86,7 +87,11 @@ def eliminate_unaries(
         raise ValueError(f"single_words {single_words!r}: expected 'refuse', 'condition' or 'drop'.")
     rules = _checked_rules(rules, normalize)
     start = rules[0].parent if start is None else start
-    names = list(dict.fromkeys(name for r in rules for name in ((r.parent, *r.children) if not r.lexical else (r.parent,))))
+    names = list(
+        dict.fromkeys(
+            name for r in rules for name in ((r.parent, *r.children) if not r.lexical else (r.parent,))
+        )
+    )
     if start not in names:
         raise ValueError(f"the start symbol {start!r} has no rules; symbols with rules: {_few(names)}.")
     _check_defined(rules)
@@ -103,8 +108,10 @@ def eliminate_unaries(
     _check_cycles(names, unit, long_mass + word_mass)
     inner, leaves = long_mass.nonzero().squeeze(1).tolist(), word_mass.nonzero().squeeze(1).tolist()
     if not inner:
-        raise ValueError("no rule has two symbols on the right: a grammar of the strict form needs at least one, such as S -> NP VP.")
-    closure = torch.linalg.inv(torch.eye(len(names), dtype=torch.float64) - unit).clamp(min=0)
+        raise ValueError(
+            "no rule has two symbols on the right: a grammar of the strict form needs at least one, such as S -> NP VP."
+        )
+    closure = _closure(unit)
     ends = torch.cat([closure[:, inner] * long_mass[inner], closure[:, leaves] * word_mass[leaves]], 1)
     root = ends[place[start], : len(inner)]
     root, proper = _without_single_words(root, start, single_words)
@@ -127,6 +134,15 @@ def eliminate_unaries(
         vocabulary=words,
         proper=proper,
     )
+
+
+def _closure(unit: Tensor) -> Tensor:
+    """(1 - U)^-1, with exact zeros where no chain leads."""
+    eye = torch.eye(len(unit), dtype=unit.dtype)
+    reached = eye + unit > 0
+    while not torch.equal(further := reached.double() @ reached.double() > 0, reached):
+        reached = further
+    return torch.linalg.inv(eye - unit).clamp(min=0) * reached
 
 
 def _split(rules: Sequence[LooseRule], place: dict[str, int], inner: list[int], ends: Tensor) -> Tensor:
@@ -157,13 +173,13 @@ def _without_single_words(root: Tensor, start: str, how: str) -> tuple[Tensor, b
 
 
 def _word_names(leaves: Sequence[str], both: set[str], taken: set[str]) -> list[str]:
-    """Pre-terminals keep their symbol's name, or get a prime when an in-terminal has it."""
+    """Pre-terminals keep their symbol's name, or get <word> behind it when an in-terminal has it."""
     named = []
     for name in leaves:
         if name in both:
-            name += "'"
+            name += "<word>"
             while name in taken:
-                name += "'"
+                name += ">"
             taken.add(name)
         named.append(name)
     return named
@@ -180,9 +196,13 @@ def _checked_rules(rules: Iterable[LooseRule], normalize: bool) -> list[LooseRul
         raise ValueError("no rules: a grammar needs at least one.")
     for r in listed:
         if not r.children or (r.lexical and not r.children[0]):
-            raise ValueError(f"the rule {r.parent!r} -> (nothing) makes an empty string: every rule needs a word or symbols on the right.")
+            raise ValueError(
+                f"the rule {r.parent!r} -> (nothing) makes an empty string: every rule needs a word or symbols on the right."
+            )
         if len(r.children) > (1 if r.lexical else 2):
-            raise ValueError(f"the rule {r} has {len(r.children)} children: expected one word, or one or two symbols.")
+            raise ValueError(
+                f"the rule {r} has {len(r.children)} children: expected one word, or one or two symbols."
+            )
         if not 0 <= r.probability < float("inf") or (r.probability > 1 + _TOLERANCE and not normalize):
             raise ValueError(
                 f"the rule {r}: {r.probability:g} is not a probability from 0 to 1; normalize=True takes weights of any size."
