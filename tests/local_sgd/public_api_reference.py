@@ -8,7 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 Learning = Callable[[int], float]
 FLOOR = 1e-6  # where the warm-up starts and where the cosine and the line end
@@ -106,13 +107,50 @@ def hyperbola_theory(
 # ---- Local SGD as a loop over workers --------------------------------------------------------------------------------
 
 Batch = tuple[Tensor, Tensor]
+DOUBLE = torch.float64
 
 
-def flat(module: torch.nn.Module) -> Tensor:
+def network(seed: int = 0, dtype: torch.dtype = DOUBLE) -> nn.Module:
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(0.5 * torch.randn(p.shape, generator=generator, dtype=DOUBLE))
+    return model
+
+
+def digits_network(dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The network of the sheets' digits: 64-48-48-10, ReLU."""
+    model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 10)).to(
+        dtype
+    )
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(0.2 * torch.randn(p.shape, generator=generator, dtype=DOUBLE))
+    return model
+
+
+def digits_batch(step: int, worker: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(100 * step + worker)
+    return torch.rand(4, 64, generator=generator), torch.randint(10, (4,), generator=generator)
+
+
+def batch(step: int, worker: int, seed: int = 0, dtype: torch.dtype = DOUBLE) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(10_000 * seed + 100 * step + worker)
+    x = torch.randn(4, 5, generator=generator, dtype=DOUBLE).to(dtype)
+    return x, torch.randint(3, (4,), generator=generator)
+
+
+def loss(model: Callable, pair: tuple[Tensor, Tensor]) -> Tensor:
+    return F.cross_entropy(model(pair[0]), pair[1])
+
+
+def flat(module: nn.Module) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
 
 
-def average_(models: Sequence[torch.nn.Module]) -> None:
+def average_(models: Sequence[nn.Module]) -> None:
     """Sum in worker order, then divide: into the storages that are there."""
     with torch.no_grad():
         for group in zip(*(model.parameters() for model in models), strict=True):
@@ -125,13 +163,13 @@ def average_(models: Sequence[torch.nn.Module]) -> None:
 
 
 def loop_over_workers(
-    models: Sequence[torch.nn.Module],
+    models: Sequence[nn.Module],
     make_optimizer: Callable,
-    loss: Callable[[torch.nn.Module, Batch], Tensor],
+    loss: Callable[[nn.Module, Batch], Tensor],
     batches: Callable[[int, int], Batch],
     layout: Sequence[tuple[int, int]],
     rate: Learning,
-) -> Sequence[torch.nn.Module]:
+) -> Sequence[nn.Module]:
     """Each worker its own optimizer; parameters are averaged where a round of ``layout`` ends."""
     optimizers = [make_optimizer(model.parameters()) for model in models]
     ends = {start + length for start, length in layout}

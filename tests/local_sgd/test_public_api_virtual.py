@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from papercore.local_sgd import QSR, SWAP, ConstantH, PostLocal, SyncSchedule, VirtualWorkers, cosine_lr
 from tests.local_sgd import public_api_reference as truth
+from tests.local_sgd.public_api_reference import batch, loss, network
 
 DOUBLE = torch.float64
 TOTAL = 30
@@ -25,25 +25,6 @@ NESTEROV = lambda params: torch.optim.SGD(params, lr=1.0, momentum=0.8, nesterov
 ADAMW = lambda params: torch.optim.AdamW(params, lr=1.0, weight_decay=0.05)  # noqa: E731
 ADAM = lambda params: torch.optim.Adam(params, lr=1.0)  # noqa: E731
 OPTIMIZERS = {"sgd": SGD, "momentum": MOMENTUM, "nesterov": NESTEROV, "adam": ADAM, "adamw": ADAMW}
-
-
-def network(seed: int = 0, dtype: torch.dtype = DOUBLE) -> nn.Module:
-    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).to(dtype)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(0.5 * torch.randn(p.shape, generator=generator, dtype=DOUBLE))
-    return model
-
-
-def batch(step: int, worker: int, seed: int = 0, dtype: torch.dtype = DOUBLE) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(10_000 * seed + 100 * step + worker)
-    x = torch.randn(4, 5, generator=generator, dtype=DOUBLE).to(dtype)
-    return x, torch.randint(3, (4,), generator=generator)
-
-
-def loss(model: Callable, pair: tuple[Tensor, Tensor]) -> Tensor:
-    return F.cross_entropy(model(pair[0]), pair[1])
 
 
 def stacked(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -158,6 +139,13 @@ def test_warm_up_keeps_the_base() -> None:
     workers = virtual(2, SGD, QSR(0.3, 2), total_steps=20, warmup_steps=6)
     synced = train(workers, 2, steps=20, rate=lambda t: 1e-6 if t < 6 else 0.1)
     assert [t + 1 for t, yes in enumerate(synced) if yes] == [2, 4, 6, 15, 20]
+
+
+def test_a_long_first_round_is_warned_of() -> None:
+    workers = virtual(2, SGD, QSR(0.2, 2), warmup_steps=0)
+    with pytest.warns(UserWarning, match="first round") as caught:
+        train(workers, 2, steps=1)
+    assert "30" in str(caught[0].message) and "warmup_steps" in str(caught[0].message)
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------
@@ -413,7 +401,7 @@ def test_group_norm_is_accepted() -> None:
 def test_the_global_generator_is_left_alone() -> None:
     model = network()
     state = torch.get_rng_state()
-    workers = VirtualWorkers(model, 2, SGD, SCHEDULE, total_steps=TOTAL)
+    workers = VirtualWorkers(model, 2, SGD, SCHEDULE, total_steps=TOTAL, warmup_steps=4)
     train(workers, 2, steps=5)
     workers.sync()
     workers.mean_model()
