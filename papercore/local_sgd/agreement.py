@@ -72,9 +72,12 @@ def check_same_place(everyone: Sequence[Whereabouts]) -> None:
     first = everyone[0]
     if all(place.words[:5] == first.words[:5] for place in everyone):
         return
+    places: dict[Whereabouts, list[int]] = {}
+    for rank, place in enumerate(everyone):
+        places.setdefault(place, []).append(rank)
     table = "; ".join(
-        f"rank {rank}: {_REASONS[p.reason]} after step {p.step} ({p.position} of H = {p.h}, lr {p.lr:g})"
-        for rank, p in enumerate(everyone)
+        f"{_named(ranks)}: {_REASONS[p.reason]} after step {p.step} ({p.position} of H = {p.h}, lr {p.lr:g})"
+        for p, ranks in places.items()
     )
     if any(place.reason != first.reason for place in everyone):
         advice = (
@@ -89,6 +92,11 @@ def check_same_place(everyone: Sequence[Whereabouts]) -> None:
             "scaler skips the update, and resume all ranks from the same checkpoint."
         )
     raise RuntimeError(f"the ranks met at different places, so nothing was averaged ({table}). {advice}")
+
+
+def _named(ranks: Sequence[int]) -> str:
+    many = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
+    return f"rank {many}" if len(ranks) == 1 else f"ranks {many}"
 
 
 def digest_of(*things: object) -> int:
@@ -213,4 +221,4 @@ class Ranks:
         for column, (what, (_, advice)) in enumerate(values.items()):
             different = [rank for rank, row in enumerate(rows) if row[column] != rows[0][column]]
             if different:
-                raise ValueError(f"{what} differ between rank 0 and ranks {different}: {advice}")
+                raise ValueError(f"{what} differ between rank 0 and {_named(different)}: {advice}")

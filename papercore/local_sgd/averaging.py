@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from papercore.local_sgd.agreement import WORDS, Ranks, Whereabouts, check_same_place, digest_of
+from papercore.local_sgd.agreement import WORDS, Ranks, Whereabouts, _named, check_same_place, digest_of
 from papercore.local_sgd.flat import FlatVectors, layout_of
 
 __all__ = ["Averages", "state_tensors"]
@@ -141,6 +141,6 @@ def _check_layouts(everyone: Sequence[Whereabouts]) -> None:
         different = [rank for rank, value in enumerate(values) if value != values[0]]
         if different:
             raise RuntimeError(
-                f"the {what} differ between rank 0 and ranks {different} at step {everyone[0].step}, so nothing was averaged. "
+                f"the {what} differ between rank 0 and {_named(different)} at step {everyone[0].step}, so nothing was averaged. "
                 f"{advice}"
             )

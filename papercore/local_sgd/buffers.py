@@ -93,10 +93,13 @@ def check_same_start(
                 digest_of(layout),
                 "build the same model and the same parameter groups on all ranks.",
             ),
-            f"the settings ({', '.join(settings)})": (
-                digest_of(sorted(settings.items())),
-                "make them the same on all ranks.",
-            ),
+            **{
+                f"the values of {name}": (
+                    digest_of(value),
+                    f"it is {value!r} on this rank; make it the same on all ranks.",
+                )
+                for name, value in settings.items()
+            },
         }
     )
     # After the layouts, since it only compares what lies in the same order.
