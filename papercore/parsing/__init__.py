@@ -9,9 +9,17 @@ read_treebank, estimate, ...       grammars from parsed sentences          treeb
 sample, length_distribution        sentences with trees                    sampling.py
 english, english_shifted           two grammars of our own                 english.py
 split_symbols                      larger grammars from small ones         latent.py
+ConstructedIO, ...                 the algorithm as attention layers       construction.py
 Tree, tree_f1, branching           trees and their comparison              trees.py
 """
 
+from papercore.parsing.construction import (
+    ConstructedIO,
+    ConstructionSize,
+    IOAttention,
+    construction_size,
+    merge_bases,
+)
 from papercore.parsing.decoding import labelled_recall, posterior_sample, viterbi
 from papercore.parsing.english import english, english_shifted
 from papercore.parsing.grammar import PCFG
@@ -29,12 +37,16 @@ from papercore.parsing.unaries import LooseRule, eliminate_unaries
 
 __all__ = [
     "PCFG",
+    "ConstructedIO",
+    "ConstructionSize",
+    "IOAttention",
     "IOResult",
     "ImpossibleSentence",
     "LooseRule",
     "Tree",
     "TreeScore",
     "branching",
+    "construction_size",
     "eliminate_unaries",
     "english",
     "english_shifted",
@@ -43,6 +55,7 @@ __all__ = [
     "length_distribution",
     "log_partition",
     "masked_posterior",
+    "merge_bases",
     "posterior_sample",
     "read",
     "sample",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 
 import torch
@@ -72,18 +71,17 @@ def log_z(root: Tensor, rules: Tensor, emissions: Tensor, ids: Tensor) -> Tensor
     return (root * alpha[0, len(ids)][:inner]).sum().log()
 
 
-def mass_of_length(grammar: PCFG, n: int) -> float:
-    """P(a sentence has n words), by the recursion of the generating function."""
+def masses_of_lengths(grammar: PCFG, most: int) -> list[float]:
+    """P(a sentence has n words) for n = 0 .. most, by the recursion of the generating function."""
     inner = len(grammar.nonterminals)
-    made = [torch.zeros(len(grammar.symbols), dtype=torch.float64) for _ in range(n + 1)]
-    made[1][inner:] = 1.0
-    for width in range(2, n + 1):
-        for k in range(1, width):
-            made[width][:inner] += torch.einsum(
-                "abc,b,c->a", grammar.rules.double(), made[k], made[width - k]
-            )
-    return float(grammar.root.double() @ made[n][:inner])
+    made = torch.zeros(most + 1, len(grammar.symbols), dtype=torch.float64)
+    made[1, inner:] = 1.0
+    rules = grammar.rules.double()
+    for width in range(2, most + 1):
+        pairs = made[1:width].t() @ made[1:width].flip(0)
+        made[width, :inner] = (rules * pairs).sum((1, 2))
+    return (made[:, :inner] @ grammar.root.double()).tolist()
 
 
-def log_add(values: list[float]) -> float:
-    return math.log(math.fsum(values))
+def mass_of_length(grammar: PCFG, n: int) -> float:
+    return masses_of_lengths(grammar, n)[n]

@@ -15,7 +15,7 @@ from papercore.parsing import (
     log_partition,
     masked_posterior,
 )
-from tests.parsing.reference import all_trees, log_z, mass_of_length, random_grammar
+from tests.parsing.reference import all_trees, log_z, mass_of_length, masses_of_lengths, random_grammar
 
 GRAMMARS = [(2, 3, 5, 1.0), (2, 2, 3, 1.0), (4, 3, 4, 0.15), (1, 1, 1, 1.0)]
 
@@ -25,10 +25,8 @@ def some(grammar: PCFG, n: int, rows: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize(("inner", "outer", "words", "keep"), GRAMMARS)
-@pytest.mark.parametrize("n", [2, 3, 4, 5])
+@pytest.mark.parametrize("n", [2, 3, 4])
 def test_equals_the_sum_over_all_trees(inner: int, outer: int, words: int, keep: float, n: int) -> None:
-    if n == 5 and inner * outer > 4:
-        pytest.skip("too many trees to go through one by one")
     grammar = random_grammar(inner, outer, words, seed=n, keep=keep)
     ids = some(grammar, n, 2)
     result = inside_outside(grammar, ids, expected_rules=True)
@@ -138,9 +136,9 @@ def test_lengths_add_up_to_one_below_radius_one() -> None:
         normalize=True,
     )
     assert grammar.spectral_radius() < 0.9
-    masses = [mass_of_length(grammar, n) for n in range(2, 90)]
+    masses = masses_of_lengths(grammar, 90)
     assert math.fsum(masses) == pytest.approx(1.0, abs=1e-3)
-    mean = math.fsum(n * mass for n, mass in enumerate(masses, 2))
+    mean = math.fsum(n * mass for n, mass in enumerate(masses))
     assert mean == pytest.approx(grammar.expected_length(), rel=1e-2)
 
 
