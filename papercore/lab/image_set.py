@@ -24,7 +24,7 @@ from torch import Tensor
 from papercore.lab import data
 from papercore.local_sgd import LabelNoise
 
-MARGIN = 4  # pixels that a random crop may shift the picture, on each side
+MARGIN = 4  # pixels of the original picture that a random crop may shift it, on each side
 
 _SUBSET, _ORDER, _CROP, _FLIPS = range(4)
 
@@ -40,10 +40,11 @@ class ImageSet:
     """A labelled set of images, kept as bytes; batches come as float32 with mean 0 and variance 1 a channel.
 
     Attributes:
-        train_x: uint8 [N, H + 8, W + 8, C], with a margin in the mean colour; train_y: int64 [N].
+        train_x: uint8 [N, H + 8, W + 8, C], with a margin (here of 4 pixels) in the mean colour; train_y: int64 [N].
         test_x: uint8 [M, H, W, C]; test_y: int64 [M].
         mean, std: [C] of the training images, on the scale of the bytes.
         classes: number of classes.
+        margin: width of the margin, pixels.
     """
 
     train_x: Tensor
@@ -53,6 +54,7 @@ class ImageSet:
     mean: Tensor
     std: Tensor
     classes: int
+    margin: int = MARGIN
 
     @classmethod
     def of(
@@ -97,14 +99,12 @@ class ImageSet:
         (train_x, train_y), (test_x, test_y) = parts
         pixels = train_x.reshape(-1, train_x.shape[-1]).float()
         mean, std = pixels.mean(0), pixels.std(0)
-        wide = (
-            mean.round()
-            .to(torch.uint8)
-            .repeat(len(train_x), train_x.shape[1] + 2 * MARGIN, train_x.shape[2] + 2 * MARGIN, 1)
-        )
-        wide[:, MARGIN:-MARGIN, MARGIN:-MARGIN] = train_x
+        margin = max(1, MARGIN // pool)
+        sides = (side + 2 * margin for side in train_x.shape[1:3])
+        wide = mean.round().to(torch.uint8).repeat(len(train_x), *sides, 1)
+        wide[:, margin:-margin, margin:-margin] = train_x
         classes = int(max(train_y.max(), test_y.max())) + 1
-        return cls(*(t.to(device) for t in (wide, train_y, test_x, test_y, mean, std)), classes)
+        return cls(*(t.to(device) for t in (wide, train_y, test_x, test_y, mean, std)), classes, margin)
 
     @classmethod
     def load(
@@ -153,7 +153,7 @@ class ImageSet:
         """Images [B, C, H, W] (float32, channels last in memory) and labels [B] of one step.
 
         Args:
-            augment: shift by up to 4 pixels and mirror half of the images, each image by its own draw.
+            augment: shift by up to the margin and mirror half of the images, each image by its own draw.
             flips: share of labels replaced at this draw.
         """
         places = self.places(step, batch, seed=seed, replacement=replacement)
@@ -166,13 +166,13 @@ class ImageSet:
     def pictures(self, places: Tensor, draw: torch.Generator | None = None) -> Tensor:
         """Training images [n, C, H, W]; cropped and mirrored where a generator is given."""
         n, device = len(places), self.device
-        height, width = (side - 2 * MARGIN for side in self.train_x.shape[1:3])
+        height, width = (side - 2 * self.margin for side in self.train_x.shape[1:3])
         rows = torch.arange(height, device=device).expand(n, -1)
         columns = torch.arange(width, device=device).expand(n, -1)
         if draw is None:
-            rows, columns = rows + MARGIN, columns + MARGIN
+            rows, columns = rows + self.margin, columns + self.margin
         else:
-            down, right = torch.randint(2 * MARGIN + 1, (2, n, 1), generator=draw, device=device)
+            down, right = torch.randint(2 * self.margin + 1, (2, n, 1), generator=draw, device=device)
             mirrored = torch.rand(n, 1, generator=draw, device=device) < 0.5
             rows, columns = rows + down, torch.where(mirrored, columns.flip(1), columns) + right
         return self._scaled(self.train_x[places[:, None, None], rows[:, :, None], columns[:, None, :]])

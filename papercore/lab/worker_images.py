@@ -240,7 +240,7 @@ def hessian(model: nn.Module, images: ImageSet, plan: Plan, seed: int) -> tuple[
     def loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return F.cross_entropy(net(batch[0]), batch[1])
 
-    draw = [seeded(seed, _PROBES, which, images.device) for which in range(2)]
+    draw = [seeded(seed, _PROBES, which) for which in range(2)]
     top = sharpness(model, loss, data, kind="top", generator=draw[0])
     trace = sharpness(model, loss, data, kind="trace", n_probe=plan.sharpness_probes, generator=draw[1])
     return float(top), float(trace)
