@@ -111,10 +111,13 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
     for number, tensor in enumerate(tensors):
         bits = tensor.detach().contiguous().view(-1).view(_INTEGER[tensor.element_size()])
         place = torch.arange(1, min(_CHUNK, bits.numel()) + 1, device=bits.device)
-        weights = place * -7046029254386353131  # odd: a change of one bit always shows (products wrap around)
+        # Odd weights, products that wrap around: a change of one bit always shows.
+        weights = (place * -7046029254386353131) | 1
         for index, chunk in enumerate(bits.split(_CHUNK)):
             wide = chunk.to(torch.int64) + 1
-            part = int((wide * (weights[: chunk.numel()] | 1)).sum())
+            # The top bit times an odd number is the top bit: without the fold two signs that change would cancel.
+            wide = wide ^ ((wide >> 32) & 0xFFFFFFFF)
+            part = int((wide * weights[: chunk.numel()]).sum())
             total = (total * 6364136223846793005 + part * (2 * (number + index) + 1)) & (2**64 - 1)
     return total - 2**64 if total >> 63 else total
 

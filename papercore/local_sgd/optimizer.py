@@ -360,6 +360,10 @@ class LocalOptimizer(WrappedOptimizer):
         h = self.schedule.next_h(
             self.global_step, lr, total_steps=self.total_steps, warmup_steps=self.warmup_steps
         )
+        if isinstance(h, bool) or not isinstance(h, int) or h < 1:
+            raise ValueError(
+                f"{self.schedule!r} gave H = {h!r} at step {self.global_step}: expected a whole number >= 1."
+            )
         long = self.total_steps is not None and h > _LONG_FIRST_ROUND * self.total_steps
         if long and isinstance(self.schedule, QSR) and h > self.schedule.h_base and not self.global_step:
             warnings.warn(
@@ -367,21 +371,17 @@ class LocalOptimizer(WrappedOptimizer):
                 "warming up give warmup_steps, during which H stays at h_base.",
                 stacklevel=4,
             )
-        if isinstance(h, bool) or not isinstance(h, int) or h < 1:
-            raise ValueError(
-                f"{self.schedule!r} gave H = {h!r} at step {self.global_step}: expected a whole number >= 1."
-            )
         if self.total_steps is not None:
             h = min(h, self.total_steps - self.global_step)
         return h, lr
 
     def _average(self, reason: int) -> None:
         """Meet the other ranks and average. Between rounds (finish) only the notes count."""
+        self._left.update(steps=0)  # an error from here on tells more than the warning would
         params = self._trained()
         state = self._policy["state"] == "mean"
         moments = state_tensors(self.inner, self._all_params()) if state else {}
         place = (reason, self.global_step, self.position, self._h, self._lr)
-        self._left.update(steps=0)  # an error from here on tells more than the warning would
         self._averages.compare(params, place, moments)
         if self._open:
             self._averages.write(params)
