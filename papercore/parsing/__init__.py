@@ -13,6 +13,7 @@ ConstructedIO, ...                 the algorithm as attention layers       const
 Tree, tree_f1, branching           trees and their comparison              trees.py
 """
 
+from papercore.parsing.binarisation import binarise, clean, debinarise
 from papercore.parsing.construction import (
     ConstructedIO,
     ConstructionSize,
@@ -30,8 +31,10 @@ from papercore.parsing.inference import (
     log_partition,
     masked_posterior,
 )
+from papercore.parsing.latent import merge_symbols, split_symbols
 from papercore.parsing.notation import read, to_nltk, write
 from papercore.parsing.sampling import length_distribution, sample
+from papercore.parsing.treebank import estimate, read_treebank, replace_unknown, unknown_class
 from papercore.parsing.trees import Tree, TreeScore, branching, tree_f1
 from papercore.parsing.unaries import LooseRule, eliminate_unaries
 
@@ -45,22 +48,31 @@ __all__ = [
     "LooseRule",
     "Tree",
     "TreeScore",
+    "binarise",
     "branching",
+    "clean",
     "construction_size",
+    "debinarise",
     "eliminate_unaries",
     "english",
     "english_shifted",
+    "estimate",
     "inside_outside",
     "labelled_recall",
     "length_distribution",
     "log_partition",
     "masked_posterior",
     "merge_bases",
+    "merge_symbols",
     "posterior_sample",
     "read",
+    "read_treebank",
+    "replace_unknown",
     "sample",
+    "split_symbols",
     "to_nltk",
     "tree_f1",
+    "unknown_class",
     "viterbi",
     "write",
 ]
