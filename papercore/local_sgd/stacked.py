@@ -29,6 +29,11 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from papercore.local_sgd.stacked_checks import check_architectures, check_module
 
+_SHARED_WRITE = (
+    "writes into a tensor that all workers share (keep such a state out of the model, or train with LocalOptimizer in real "
+    "processes)"
+)
+
 LossFn = Callable[[nn.Module, Any], Tensor]
 
 
@@ -112,7 +117,12 @@ class StackedModels:
             self._cached = (key, self._batched(loss_fn, spec, fixed, chunk_size))
         stacked = [p.detach() for p in self.parameters.values()]
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        gradients, losses = self._cached[1](*stacked, *self._constants.values(), *tensors)
+        try:
+            gradients, losses = self._cached[1](*stacked, *self._constants.values(), *tensors)
+        except RuntimeError as error:
+            if "mutate a captured Tensor" not in str(error):
+                raise
+            raise ValueError(f"the model or loss_fn {_SHARED_WRITE}") from error
         for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
             parameter.grad = gradient
         return losses
@@ -167,10 +177,7 @@ class StackedModels:
                 self._versions = versions
             else:
                 return
-            raise ValueError(
-                f"a forward pass wrote into '{name}', a buffer that all workers share: keep such a state out of the model, or "
-                "train with LocalOptimizer in real processes."
-            )
+            raise ValueError(f"the model or loss_fn {_SHARED_WRITE}: buffer '{name}'.")
 
     def _count_writes(self) -> list[int]:
         return [*(t._version for _, _, t in self._shared), *(t._version for t in self._constants.values())]
