@@ -101,7 +101,7 @@ class FlatVector:
     @torch.no_grad()
     def sum_over(self, group: Any, order: str = "all_reduce") -> None:
         """Replace the vector by its sum over the ranks of a process group."""
-        if order == "all_reduce":
+        if order == "all_reduce" or self.size <= 2:  # two numbers have the same sum in either order
             dist.all_reduce(self.vector, group=group)
             return
         for chunk in self.vector.split(_CHUNK):

@@ -75,8 +75,8 @@ class LocalOptimizer(WrappedOptimizer):
             too (Adam's moments, momentum), counters not.
         buffers: of `model`. "none": local; "mean": floating buffers are averaged with the parameters; "reestimate": local
             until `reestimate()`, which `finish()` calls by itself if `batches` is given.
-        reduction: "all_reduce", or "ordered": summed in the order of the ranks, K times the traffic, the same bits as
-            VirtualWorkers for every K (for K = 2 both reductions give them).
+        reduction: "all_reduce", or "ordered": gathered and summed in the order of the ranks, up to K times the traffic, the
+            same bits as VirtualWorkers for every K. (For K = 2 both orders are one, and nothing is gathered.)
         model: the plain module. Needed for buffers; given, it is also checked for modules that cannot work here.
         reference_group: index of the parameter group whose learning rate decides H.
         batches: for buffers="reestimate": a function without arguments that gives this rank's batches, equally many on all.
