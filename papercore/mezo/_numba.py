@@ -61,13 +61,15 @@ def run(items: list[Item], terms: list[Term], scale: float, dist: str) -> None:
             [target for _, target, _ in group if not target.is_inference()]
         )
 
-    def add_terms(total: Tensor, start: int) -> None:
-        _run_table(
-            [(total.data_ptr(), total.data_ptr(), start, total.numel())], total.dtype, terms, 1.0, dist
-        )
+    def add_terms(sums: list[Tensor], start: int) -> None:
+        table = []
+        for part in sums:
+            table.append((part.data_ptr(), part.data_ptr(), start, part.numel()))
+            start += part.numel()
+        _run_table(table, sums[0].dtype, terms, 1.0, dist)
 
     if halves:
-        _torch.by_windows(halves, scale, add_terms, _torch.CHUNK["gaussian"])
+        _torch.by_windows(halves, scale, add_terms, _torch.SCRATCH)
 
 
 def _run_table(table: list[Row], kind: torch.dtype, terms: list[Term], scale: float, dist: str) -> None:

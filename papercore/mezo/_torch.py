@@ -16,58 +16,61 @@ Term = tuple[int, float]  # seed, coefficient
 Item = tuple[Tensor, Tensor, int]  # source and target, contiguous, of one shape; index of their first element
 Runner = Callable[[list[Item], list[Term], float, str], None]
 
-# Elements in flight on the CPU. Signs come 128 to a counter, so a larger window makes each torch call worth its cost.
-CHUNK = {"gaussian": 1 << 18, "rademacher": 1 << 20}
-PIECE = (
-    1 << 16
-)  # elements whose noise is made at a time, so that its dozen arrays stay in a second-level cache
+# Numbers of one window, whose noise is made at once: enough to make each torch call worth its cost, few enough for its
+# arrays (a dozen for Gaussian numbers) to stay in a cache.
+CHUNK = {"gaussian": 1 << 17, "rademacher": 7 << 17}
 CHUNK_CUDA = 1 << 22  # a kernel launch costs about as much as a million elements
+SCRATCH = (
+    1 << 18
+)  # numbers that are copied together where a tensor has gaps, or is in half precision under numba
 
 
 def run(items: list[Item], terms: list[Term], scale: float, dist: str) -> None:
     """target <- scale * source + sum of coefficient * z for every item; all of them lie on one device."""
-    add_term = _add_gaussian if dist == "gaussian" else _add_rademacher
+    scaled_noise = _gaussian if dist == "gaussian" else _rademacher
 
-    def add_terms(total: Tensor, start: int) -> None:
+    def add(sums: list[Tensor], change: Tensor) -> None:
+        for part, its_change in zip(sums, change.split([part.numel() for part in sums]), strict=True):
+            part += its_change
+
+    def add_terms(sums: list[Tensor], start: int) -> None:
+        numel = sum(part.numel() for part in sums)
         for seed, coefficient in terms:
-            add_term(total, start, seed, coefficient)
+            # No name holds the change, so that it is gone before the next one is made.
+            add(sums, scaled_noise(start, numel, seed, coefficient, sums[0]))
 
-    by_windows(items, scale, add_terms, CHUNK_CUDA if items[0][0].is_cuda else CHUNK[dist])
+    chunk = CHUNK_CUDA if items[0][0].is_cuda else CHUNK[dist]
+    if any(source.dtype == torch.float64 for source, _, _ in items):
+        chunk = max(1, chunk // 2)  # numbers of twice the size
+    by_windows(items, scale, add_terms, chunk)
 
 
-def by_windows(items: list[Item], scale: float, add_terms: Callable[[Tensor, int], None], chunk: int) -> None:
+def by_windows(
+    items: list[Item], scale: float, add_terms: Callable[[list[Tensor], int], None], chunk: int
+) -> None:
     """The frame of a pass: sums made window by window in the wide dtype, rounded once into the targets.
 
-    add_terms(total, start) adds the noise of indices start, start + 1, ... to the numbers in total, in place.
+    add_terms(sums, start) adds the noise of indices start, start + 1, ... to the numbers in sums, in place; these are
+    flat tensors that follow one another.
     """
     for start, pieces in _windows(items, chunk):
-        _sum_window(start, pieces, scale, add_terms)
-
-
-def _sum_window(
-    start: int, pieces: list[tuple[Tensor, Tensor]], scale: float, add_terms: Callable[[Tensor, int], None]
-) -> None:
-    """One window: (source, target) pieces that hold consecutive indices from `start` on."""
-    first, target = pieces[0]
-    wide = wide_dtype(first)
-    sizes = [source.numel() for source, _ in pieces]
-    # The sum is built where it will stand if it can be, else beside it: many small tensors in a row share a window,
-    # half-precision numbers are summed in float32.
-    in_place = len(pieces) == 1 and target.dtype == wide
-    total = target if in_place else torch.empty(sum(sizes), dtype=wide, device=first.device)
-    parts = total.split(sizes)
-    if scale == 0.0:
-        total.zero_()
-    else:
-        for part, (source, _) in zip(parts, pieces, strict=True):
-            if part.data_ptr() != source.data_ptr():
-                part.copy_(source)
-        if scale != 1.0:
-            total *= scale
-    add_terms(total, start)
-    if not in_place:
-        for part, (_, target) in zip(parts, pieces, strict=True):
-            target.copy_(part)
+        # A sum is built where it will stand if it can be, else beside it: half-precision numbers are summed in float32.
+        wide = wide_dtype(pieces[0][0])
+        sums = [
+            target if target.dtype == wide else torch.empty_like(target, dtype=wide) for _, target in pieces
+        ]
+        for total, (source, _) in zip(sums, pieces, strict=True):
+            if scale == 0.0:
+                total.zero_()
+                continue
+            if total.data_ptr() != source.data_ptr():
+                total.copy_(source)
+            if scale != 1.0:
+                total *= scale
+        add_terms(sums, start)
+        for total, (_, target) in zip(sums, pieces, strict=True):
+            if total is not target:
+                target.copy_(total)
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:
@@ -99,27 +102,24 @@ def _windows(items: list[Item], chunk: int) -> Iterator[tuple[int, list[tuple[Te
         yield start, pieces
 
 
-def _add_gaussian(total: Tensor, start: int, seed: int, coefficient: float) -> None:
-    """total [m] += coefficient * z[start : start + m]."""
-    step = CHUNK_CUDA if total.is_cuda else PIECE
-    for at in range(0, total.numel(), step):
-        part = total[at : at + step]
-        first, count, skip = _blocks(start + at, part.numel(), "gaussian")
-        z = philox.gaussian_blocks(seed, first, count, total.device)[skip : skip + part.numel()]
-        part += z.to(total.dtype).mul_(coefficient)
+def _gaussian(start: int, numel: int, seed: int, coefficient: float, like: Tensor) -> Tensor:
+    """coefficient * z[start : start + numel] in the dtype and on the device of `like`."""
+    first, count, skip = _blocks(start, numel, "gaussian")
+    z = philox.gaussian_blocks(seed, first, count, like.device)[skip : skip + numel]
+    return z.to(like.dtype).mul_(coefficient)
 
 
-def _add_rademacher(total: Tensor, start: int, seed: int, coefficient: float) -> None:
-    """The same for signs: eight at a time are looked up in a table that holds them times the coefficient."""
-    step = CHUNK_CUDA if total.is_cuda else PIECE
-    first, count, skip = _blocks(start, total.numel(), "rademacher")
-    packed = philox.sign_bytes(seed, first, count, total.device)
-    table = philox.sign_table(total.device, total.dtype).mul_(coefficient)
-    for at in range(0, total.numel(), step):
-        part = total[at : at + step]
-        low, offset = divmod(skip + at, 8)
-        high = (skip + at + part.numel() + 7) // 8
-        part += table.index_select(0, packed[low:high]).view(-1)[offset : offset + part.numel()]
+def _rademacher(start: int, numel: int, seed: int, coefficient: float, like: Tensor) -> Tensor:
+    """The same for signs: the coefficient's bits, the first one turned over where the sign is minus."""
+    first, count, skip = _blocks(start, numel, "rademacher")
+    signs = philox.sign_bits(seed, first, count, like.device)
+    if like.dtype == torch.float64:
+        one = int(torch.ones(1).view(torch.int32))
+        z = signs.bitwise_xor_(one).view(torch.float32)[skip : skip + numel]
+        return z.to(torch.float64).mul_(coefficient)
+    # A product with +1 or -1 rounds nothing.
+    plus = int(torch.tensor(coefficient, dtype=torch.float64).to(torch.float32).view(torch.int32))
+    return signs.bitwise_xor_(plus).view(torch.float32)[skip : skip + numel]
 
 
 def _blocks(start: int, numel: int, dist: str) -> tuple[int, int, int]:

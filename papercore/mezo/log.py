@@ -264,10 +264,14 @@ class ZOLog:
         return log
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the log, whole or not at all: a temporary file is renamed. A pipelined run is flushed first."""
+        """Writes the log, whole or not at all: a temporary file is renamed. A pipelined run is flushed first.
+
+        An earlier log or an empty file at `path` is replaced; ValueError for anything else that stands there.
+        """
+        target = Path(path)
+        _check_replaceable(target)
         if self.before_save is not None:
             self.before_save()
-        target = Path(path)
         draft = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
             draft.write_bytes(self.to_bytes())
@@ -282,3 +286,20 @@ class ZOLog:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "before_save": None}  # a copy belongs to no optimiser
+
+
+def _check_replaceable(path: Path) -> None:
+    """ValueError if something stands at `path` that is no log: nothing that was not written here is lost."""
+    if not path.exists():
+        return
+    if path.is_dir():
+        kind = "is a folder"
+    elif not path.is_file():
+        kind = "is no regular file (a device or a pipe)"
+    else:
+        with open(path, "rb") as file:
+            begin = file.read(5)
+        if begin in (b"", _MAGIC[:5]):
+            return
+        kind = "holds something that is no log of a MeZO run"
+    raise ValueError(f"{path} {kind} and is not replaced: give the path of a new file or of an earlier log")

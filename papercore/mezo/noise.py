@@ -192,7 +192,7 @@ def _runner(backend: str) -> Runner:
 
 def _run_strided(run: Runner, item: Item, terms: list[Term], scale: float, dist: str) -> None:
     """Copies pieces of at most one chunk into contiguous scratch, works there, copies back."""
-    for piece, into, start in _pieces(*item, _torch.CHUNK["gaussian"]):
+    for piece, into, start in _pieces(*item, _torch.SCRATCH):
         scratch = piece.clone(memory_format=torch.contiguous_format)
         run([(scratch, scratch, start)], terms, scale, dist)
         into.copy_(scratch)

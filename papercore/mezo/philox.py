@@ -77,30 +77,31 @@ def _philox_rounds(multiplied: Tensor, passed: Tensor, key: tuple[int, int]) -> 
 
     Returned: words 0 and 2, exact; words 1 and 3 with whatever stands above their 32 low bits.
     """
-    device = multiplied.device
     # A round exchanges the roles of the two words. The rows stay where they are and the constants take turns instead:
     # row 0 holds word 2 after the first round, word 0 after the second.
-    multipliers = torch.tensor([MULTIPLIERS, MULTIPLIERS[::-1]], dtype=torch.int64).view(2, 2, 1).to(device)
     keys = [
         [(key[j] + r * KEY_STEPS[j]) & LOW_WORD for j in ((1, 0) if r % 2 == 0 else (0, 1))]
         for r in range(ROUNDS)
     ]
-    key_columns = torch.tensor(keys, dtype=torch.int64).view(ROUNDS, 2, 1).to(device).unbind(0)
-    multiplier_columns = multipliers.unbind(0)
+    columns = [list(MULTIPLIERS), list(MULTIPLIERS[::-1]), [LOW_WORD, 32], *keys]
+    # Small counters are dominated by the cost of a call, so constants and views are made once, outside the loop.
+    constants = torch.tensor(columns, dtype=torch.int64).to(multiplied.device)
+    low_word, bits_of_a_word = constants[2].unbind()
+    columns_of = constants.unsqueeze(2).unbind(0)
+    multiplier_columns, key_columns = columns_of[:2], columns_of[3:]
     product = torch.empty_like(multiplied)
-    # Small counters are dominated by the cost of a call, so views are made once, outside the loop.
     row_0, row_1 = multiplied
     rows_passed, rows_product = passed.unbind(0), product.unbind(0)
     # A 64-bit product wraps in int64 without harm: its bits are those of the unsigned product.
     for r in range(ROUNDS):
         torch.mul(multiplied, multiplier_columns[r % 2], out=product)
-        torch.bitwise_right_shift(product, 32, out=multiplied)
+        torch.bitwise_right_shift(product, bits_of_a_word, out=multiplied)
         row_0.bitwise_xor_(rows_passed[1])
         row_1.bitwise_xor_(rows_passed[0])
         multiplied.bitwise_xor_(key_columns[r])
         # Everything above the low word goes at once: the sign bits of the shift and the high words in `passed`,
         # which is the whole product because only its low word is ever used.
-        multiplied.bitwise_and_(LOW_WORD)
+        multiplied.bitwise_and_(low_word)
         passed, product = product, passed
         rows_passed, rows_product = rows_product, rows_passed
     return multiplied, passed
@@ -182,18 +183,12 @@ def _cosine_sine(words: Tensor) -> tuple[Tensor, Tensor]:
     return cosine, sine
 
 
-def sign_bytes(seed: int, first: int, count: int, device: torch.device) -> Tensor:
-    """The sign bits of `count` blocks, eight to a byte, lowest first. Returns int32 [16 count] with values in 0..255."""
+def sign_bits(seed: int, first: int, count: int, device: torch.device) -> Tensor:
+    """The sign of each number of `count` blocks as the top bit of a word, all other bits 0. Returns int32 [128 count]."""
     multiplied, passed = _block_words(seed, first, count, STREAMS["rademacher"], device)
-    joined = torch.stack((_join(multiplied[0], passed[0]), _join(multiplied[1], passed[1])), dim=1)
-    packed = joined.view(torch.uint8)
-    if sys.byteorder == "big":
-        packed = packed.view(-1, 8).flip(1)
-    return packed.reshape(-1).to(torch.int32)
-
-
-def sign_table(device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Row b: the eight signs that byte b holds, +1 for a bit 0 and -1 for a bit 1. Returns [256, 8]."""
-    byte = torch.arange(256, dtype=torch.int32).view(256, 1)
-    bit = torch.arange(8, dtype=torch.int32).view(1, 8)
-    return (1 - 2 * ((byte >> bit) & 1)).to(device=device, dtype=dtype)
+    words = torch.empty(count, 2, dtype=torch.int64, device=device)
+    for pair in (0, 1):
+        torch.bitwise_or(passed[pair] << 32, multiplied[pair], out=words[:, pair])
+    # Bit j goes up to the top.
+    places = torch.arange(31, -1, -1, dtype=torch.int32, device=device)
+    return (_halves(words.view(-1)).view(-1, 1) << places).bitwise_and_(-(2**31)).view(-1)

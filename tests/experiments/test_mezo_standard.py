@@ -250,6 +250,7 @@ def config(saved, tmp_path, monkeypatch):
         standard_steps=6,
         standard_batch=8,
         standard_check_every=3,
+        standard_tuning_seeds=(100,),
         standard_tuning_steps=12,
         standard_lr_full=(1e-6, 1e-5),
         standard_lr_norms_biases=(1e-5,),
@@ -317,12 +318,40 @@ def test_end_to_end_resumes_and_repeats(config, tmp_path, monkeypatch):
 
 
 def test_learning_rates_are_chosen_by_held_out_loss_and_divergence_loses():
+    def run(accuracy, loss):
+        return {"checks": [50, 100][: len(loss)], "held_accuracy": accuracy, "held_loss": loss}
+
     runs = {
-        1e-3: [{"held_loss": [0.1, 0.9]}],
-        1e-2: [{"held_loss": [0.9, 0.5]}],
-        1e-1: [{"held_loss": [float("inf")]}],
+        1e-3: [
+            run([0.6, 0.7], [0.1, 0.9]),
+            run([0.6, 0.7], [0.2, 0.7]),
+        ],  # the checkpoint that is kept counts
+        1e-2: [run([0.7, 0.6], [0.6, 0.1]), run([0.6, 0.7], [2.0, 0.9])],
+        1e-1: [run([0.0], [float("inf")]), run([0.9], [0.1])],
     }
     assert standard.choose_lr(runs) == 1e-2
+
+
+@pytest.mark.parametrize(
+    ("best", "grid", "tried"),
+    [
+        (3.0, (1, 2, 3, 4, 5), [2, 3, 4]),
+        (5.0, (1, 2, 3, 4, 5), [2, 3, 4, 5]),  # the grid ends there
+        (1.6, (1, 2, 3, 4, 5), [1, 2, 3, 4]),
+        (9.0, (7, 8), [7, 8]),
+        (9.0, (7,), [7]),
+    ],
+)
+def test_the_search_stops_beside_the_best_rate(best, grid, tried, config, tmp_path, monkeypatch):
+    def tune(task, arm, lr, seed):
+        return {"checks": [1], "held_accuracy": [0.5], "held_loss": [abs(lr - best)]}
+
+    monkeypatch.setattr(standard, "_tune", tune)
+    task = SimpleNamespace(
+        config=config.replace(standard_lr_full=tuple(map(float, grid)), standard_tuning_seeds=(100, 101))
+    )
+    found = standard._search(task, "full", Stages(tmp_path / "search"))
+    assert list(found) == tried and all(len(runs) == 2 for runs in found.values())
 
 
 def test_settings_that_break_the_rules_are_refused(config, tmp_path):

@@ -1,6 +1,9 @@
 """A run as a log: what it holds, what it weighs, and the weights that it gives back, bit for bit."""
 
 import math
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -348,6 +351,31 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="No space"):
         log.save(path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["run.zolog"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.mkdir(), "is a folder and is not replaced"),
+        (lambda path: os.mkfifo(path), "is no regular file (a device or a pipe)"),
+        (lambda path: path.write_text("a thesis"), "holds something that is no log of a MeZO run"),
+        (lambda path: path.symlink_to(os.devnull), "is no regular file (a device or a pipe)"),
+    ],
+    ids=["folder", "pipe", "other file", "device"],
+)
+def test_only_a_log_or_an_empty_file_is_replaced(
+    make: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
+    log, path = run(Net(), 2).log, tmp_path / "run.zolog"
+    make(path)
+    before = path.lstat().st_ino
+    with pytest.raises(ValueError, match=re.escape(f"{path} {message}")):
+        log.save(path)
+    assert path.lstat().st_ino == before and [p.name for p in tmp_path.iterdir()] == ["run.zolog"]
+    (tmp_path / "empty").touch()
+    log.save(tmp_path / "empty")
+    log.save(tmp_path / "empty")  # an earlier log
+    assert len(ZOLog.load(tmp_path / "empty")) == 2
 
 
 def test_saving_flushes_a_pipelined_run(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ STRIDED = {
 @pytest.mark.parametrize("layout", STRIDED)
 @pytest.mark.parametrize("chunk", [64, 1 << 18])
 def test_strided_tensors_count_in_row_major_order(layout, chunk, monkeypatch):
-    monkeypatch.setattr(_torch, "CHUNK", dict.fromkeys(DISTS, chunk))
+    monkeypatch.setattr(_torch, "SCRATCH", chunk)
     tensor = STRIDED[layout]()
     assert not tensor.is_contiguous()
     expected = noise(6, 10, tensor.numel()).view(tensor.shape)

@@ -143,7 +143,7 @@ def test_small_calls_do_not_start_threads():
 
 
 def test_strided_and_half_tensors_need_one_chunk(monkeypatch):
-    monkeypatch.setattr(_torch, "CHUNK", dict.fromkeys(DISTS, 4096))
+    monkeypatch.setattr(_torch, "SCRATCH", 4096)
     tensors = [torch.ones(200, 301).T, torch.ones(50_000, dtype=torch.bfloat16)]
     ours, theirs = both(tensors, [1, 60_201], [(1, 0.5), (2, 0.25)], scale=0.5)
     assert_same_bits([t.contiguous() for t in ours], [t.contiguous() for t in theirs])

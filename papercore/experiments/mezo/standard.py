@@ -7,7 +7,7 @@ Glossary
     regime     "k": k examples a class, several seeds; "large": n examples, the first seed alone, labelled so
     seed       draws the sample, the held-out examples, the order of batches and the noise
     held out   training examples that choose checkpoints and probe penalties (same rule everywhere: accuracy, then loss)
-    tuning     runs on other seeds whose held-out loss chooses each arm's learning rate
+    tuning     runs on other seeds, as long as the reported ones, whose held-out loss chooses each arm's learning rate
 
 The test questions choose nothing. Every run is a stage: a killed run resumes after its last finished stage, and inside a
 stage after the last evaluation.
@@ -28,7 +28,7 @@ from papercore.experiments.mezo.encoder import ARM_LABELS, Classifier, calibrati
 from papercore.experiments.mezo.footprint import measure_footprint
 from papercore.experiments.mezo.probe import probe
 from papercore.experiments.mezo.standard_fit import Run, fit
-from papercore.experiments.mezo.standard_report import report
+from papercore.experiments.mezo.standard_report import best_check, report
 from papercore.experiments.mezo.standard_task import Task
 from papercore.lab.record import Record
 from papercore.lab.stages import Stages
@@ -47,13 +47,7 @@ def run_standard(config: StandardConfig, record: Record, stages: Stages) -> None
     untouched = stages.get("untouched", lambda: _untouched(task))
     tuning: dict[str, dict[float, list[Run]]] = {}
     for arm in (*config.standard_arms, "adam"):
-        tuning[arm] = {
-            lr: [
-                stages.get(f"tuning/{arm}/lr{lr:g}/seed{seed}", _part(_tune, task, arm, lr, seed))
-                for seed in config.standard_tuning_seeds
-            ]
-            for lr in _grid(config, arm)
-        }
+        tuning[arm] = _search(task, arm, stages)
     chosen = {arm: choose_lr(results) for arm, results in tuning.items()}
     runs: dict[tuple[str, str], list[Run]] = {}
     for regime, arms, some in (
@@ -82,35 +76,53 @@ def run_standard(config: StandardConfig, record: Record, stages: Stages) -> None
 
 
 def choose_lr(results: dict[float, list[Run]]) -> float:
-    """The learning rate with the lowest held-out loss at the end of its runs, mean over the tuning seeds."""
-    return min(results, key=lambda lr: float(np.mean([run["held_loss"][-1] for run in results[lr]])))
+    """The learning rate with the lowest held-out loss at the checkpoints that a run would keep, mean over the tuning seeds."""
+    return min(
+        results, key=lambda lr: float(np.mean([run["held_loss"][best_check(run)] for run in results[lr]]))
+    )
+
+
+def _search(task: Task, arm: str, stages: Stages) -> dict[float, list[Run]]:
+    """Tuning runs by learning rate: from the middle of the arm's grid outward, until the best has a worse one on both sides.
+
+    So no choice is one of the outermost rates that were tried, unless the grid itself ends there.
+    """
+    grid = sorted(getattr(task.config, f"standard_lr_{arm}"))
+    tried: dict[float, list[Run]] = {}
+    todo = [grid[len(grid) // 2]]
+    while todo:
+        for lr in todo:
+            tried[lr] = [
+                stages.get(f"tuning/{arm}/lr{lr:g}/seed{seed}", _part(_tune, task, arm, lr, seed))
+                for seed in task.config.standard_tuning_seeds
+            ]
+        best = grid.index(choose_lr(tried))
+        todo = [lr for lr in grid[max(0, best - 1) : best + 2] if lr not in tried]
+    return dict(sorted(tried.items()))
 
 
 def _tune(task: Task, arm: str, lr: float, seed: int) -> Run:
-    """One short run of the k regime on a tuning seed; no test question is read."""
+    """One run of the k regime on a tuning seed; no test question is read."""
     config = task.config
-    steps = (
-        min(config.standard_adam_steps, config.standard_tuning_steps)
-        if arm == "adam"
-        else config.standard_tuning_steps
-    )
-    text = f"tuning {arm}, lr {lr:g}, seed {seed}"
+    steps, every = config.standard_tuning_steps, config.standard_check_every
+    if arm == "adam":
+        steps = min(config.standard_adam_steps, steps)
+        every = max(1, steps // 3)
     try:
-        run = fit(
+        return fit(
             task,
             arm,
             *task.sample("k", seed),
             lr=lr,
             seed=seed,
             steps=steps,
-            check_every=steps,
-            text=text,
+            check_every=every,
+            text=f"tuning {arm}, lr {lr:g}, seed {seed}",
             test=False,
         )
     except FloatingPointError:
         # a diverged run is an answer here: this rate is too large
         return {"lr": lr, "checks": [steps], "held_accuracy": [0.0], "held_loss": [math.inf]}
-    return run
 
 
 def _tuned_run(task: Task, regime: str, arm: str, lr: float, seed: int, stages: Stages) -> Run:
@@ -181,10 +193,6 @@ def _probes(task: Task, regime: str, seed: int) -> Run:
         result |= {f"{name}_accuracy": float(correct.double().mean()), f"{name}_c": c, f"{name}_ece": ece}
         result[f"{name}_correct"] = correct.numpy()
     return result
-
-
-def _grid(config: StandardConfig, arm: str) -> tuple[float, ...]:
-    return tuple(getattr(config, f"standard_lr_{arm}"))
 
 
 def _part(function: Callable[..., Run], *arguments: Any) -> Callable[[], Run]:

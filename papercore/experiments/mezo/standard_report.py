@@ -110,11 +110,14 @@ def _tuning(record: Record, tuning: dict[str, dict[float, list[Run]]], chosen: d
     for arm, results in tuning.items():
         for lr, found in results.items():
             loss, accuracy = (
-                float(np.mean([run[key][-1] for run in found])) for key in ("held_loss", "held_accuracy")
+                float(np.mean([run[key][best_check(run)] for run in found]))
+                for key in ("held_loss", "held_accuracy")
             )
-            rows.append([_label(arm), lr, found[0]["checks"][-1], loss, accuracy, lr == chosen[arm]])
+            rows.append(
+                [_label(arm), lr, found[0]["checks"][-1], len(found), loss, accuracy, lr == chosen[arm]]
+            )
         record.metric(f"standard_lr_{arm}", chosen[arm], "exact")
-    columns = ["arm", "learning rate", "steps", "held-out loss", "held-out accuracy", "chosen"]
+    columns = ["arm", "learning rate", "steps", "seeds", "held-out loss", "held-out accuracy", "chosen"]
     record.table("standard_tuning", columns, rows)
 
 
@@ -277,8 +280,9 @@ def _notes(config: StandardSettings, record: Record, corpus: Corpus, on_cuda: bo
     )
     record.note(
         "standard_tuning",
-        "Each learning rate was chosen from a few by held-out loss on other seeds, after runs shorter than the reported ones and "
-        "with k examples a class; the larger regime takes the same rates.",
+        f"Each learning rate was chosen on {len(config.standard_tuning_seeds)} other seeds by the held-out loss at the checkpoints "
+        f"that those runs of {config.standard_tuning_steps} steps keep, with k examples a class; the search goes on from the middle "
+        "of the grid until the best rate has a worse one on both sides. The larger regime takes the same rates.",
     )
     record.note(
         "standard_probe",

@@ -32,20 +32,31 @@ class StandardSettings:
         "what MeZO tunes in the larger regime, with the first seed alone",
         choices=("full", "norms_biases", "lora", "no_prompt"),
     )
-    standard_steps: int = option(400, "MeZO steps of a run", minimum=1)
+    standard_steps: int = option(200, "MeZO steps of a run", minimum=1)
     standard_batch: int = option(32, "examples a step", minimum=1)
     standard_eps: float = option(1e-3, "perturbation scale", minimum=1e-9)
     standard_dist: str = option("rademacher", "noise", choices=("gaussian", "rademacher"))
-    standard_check_every: int = option(100, "steps between two evaluations", minimum=1)
+    standard_check_every: int = option(50, "steps between two evaluations", minimum=1)
     standard_tuning_seeds: tuple[int, ...] = option(
-        (100,), "seeds that choose learning rates; never reported ones"
+        (100, 101, 102), "seeds that choose learning rates; never reported ones"
     )
-    standard_tuning_steps: int = option(200, "MeZO steps of a run that chooses a learning rate", minimum=1)
-    standard_lr_full: tuple[float, ...] = option((5e-5, 1e-4), "learning rates tried: all weights")
-    standard_lr_norms_biases: tuple[float, ...] = option((1e-3, 2e-3), "tried: LayerNorm and biases")
-    standard_lr_lora: tuple[float, ...] = option((1e-3, 2e-3), "tried: LoRA")
-    standard_lr_no_prompt: tuple[float, ...] = option((1e-4, 2e-4), "tried: no prompt")
-    standard_lr_adam: tuple[float, ...] = option((5e-5, 1e-4), "tried: Adam by backpropagation, all weights")
+    standard_tuning_steps: int = option(
+        200,
+        "MeZO steps of a run that chooses a learning rate; with fewer than standard_steps it would be too large",
+        minimum=1,
+    )
+    standard_lr_full: tuple[float, ...] = option(
+        (1e-5, 2.5e-5, 5e-5, 1e-4, 2e-4),
+        "learning rates for all weights; the search begins in the middle of a grid and stops beside the best",
+    )
+    standard_lr_norms_biases: tuple[float, ...] = option(
+        (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "for LayerNorm and biases"
+    )
+    standard_lr_lora: tuple[float, ...] = option((5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "for LoRA")
+    standard_lr_no_prompt: tuple[float, ...] = option((2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4), "for no prompt")
+    standard_lr_adam: tuple[float, ...] = option(
+        (1.25e-5, 2.5e-5, 5e-5, 1e-4, 2e-4), "for Adam by backpropagation, all weights"
+    )
     standard_adam_steps: int = option(60, "Adam steps at k examples a class", minimum=1)
     standard_adam_large_steps: int = option(200, "Adam steps in the larger regime", minimum=1)
     standard_probe_c: tuple[float, ...] = option(
