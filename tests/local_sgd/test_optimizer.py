@@ -407,6 +407,14 @@ def test_sharded_parameters_are_refused() -> None:
     )
 
 
+def test_parameters_that_fsdp_has_flattened_are_refused() -> None:
+    """FSDP with use_orig_params=True leaves plain parameters behind and marks them."""
+    for mark in ("_fsdp_flattened", "_is_flat_param"):
+        p = nn.Parameter(torch.ones(2))
+        setattr(p, mark, True)
+        refused([p], "is sharded: every rank holds a part of it")
+
+
 def test_modules_that_communicate_are_refused() -> None:
     wrapped = nn.parallel.DistributedDataParallel(network())
     with pytest.raises(ValueError, match=r"^model is wrapped in DistributedDataParallel, .*model\.module"):
