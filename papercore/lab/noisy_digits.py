@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -181,7 +181,7 @@ class NoisyDigits:
         return {name: torch.stack([row[name] for row in rows]).to(self.train_x.device) for name in rows[0]}
 
     @torch.no_grad()
-    def evaluate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def evaluate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Test accuracy, test loss and training loss of stacked weights, [S] each, in float64.
 
         The training loss is taken on the labels that training sees (with `fresh`: the true ones), over all N images; losses
@@ -221,7 +221,7 @@ def network(sizes: Sequence[int] = SIZES, *, seed: int = 0) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def logits(state: dict[str, Tensor], x: Tensor) -> Tensor:
+def logits(state: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Outputs [S, n, 10] of the S networks of `state`, each on its own inputs x [S, n, 64], in batched matrix products."""
     layers = sorted({int(name.partition(".")[0]) for name in state})
     for layer in layers:
