@@ -23,7 +23,8 @@ What people get wrong, and what is done here:
 * The last round is cut, so that the last step is always followed by an average.
 * A quotient that is a whole number up to rounding counts as that number: (0.3 / 0.1)^2 is 8.999999999999998 in floating
   point and 9 here. The official code takes 8.
-* A learning rate of exactly 0 stands for "as long as possible": the round takes the remaining steps.
+* A learning rate of exactly 0 stands for "as long as possible" where the rule's formula would divide by it: the round takes the
+  remaining steps. Schedules that do not look at the rate keep their H: a warm-up may begin at 0.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class SyncSchedule(ABC):
         Raises:
             ValueError: an argument is out of its range, `step` is not before `total_steps`, or lr is 0 and there is no
                 `total_steps` to end the round.
-            TypeError: a step count is not a whole number.
+            TypeError: a step count is no number.
 
         >>> QSR(alpha=0.2, h_base=2).next_h(50_000, 0.05, total_steps=62_400)
         16
@@ -98,7 +99,7 @@ class SyncSchedule(ABC):
 
         Raises:
             ValueError: a number is out of range, or lr_fn returns NaN, infinity or a negative rate where a round starts.
-            TypeError: a step count is not a whole number, or lr_fn cannot be called.
+            TypeError: a step count is no number, or lr_fn cannot be called.
 
         >>> ConstantH(4).rounds(lambda step: 0.1, 10)
         [Round(start=0, length=4), Round(start=4, length=4), Round(start=8, length=2)]
@@ -127,7 +128,7 @@ class SyncSchedule(ABC):
 class ConstantH(SyncSchedule):
     """H local steps in every round. `ConstantH(1)` averages after every step.
 
-    Raises ValueError for h < 1 and TypeError for an h that is not whole.
+    Raises ValueError for h < 1 or 2.5, and TypeError for what is no number.
     """
 
     h: int
@@ -149,7 +150,7 @@ class QSR(SyncSchedule):
         power: 2 for QSR, 1 for H ~ 1/eta (alpha is then the paper's beta), 3 for the cubic rule (rho); > 0.
 
     Raises:
-        ValueError: a number out of its range. TypeError: h_base is not whole, or another argument is no number.
+        ValueError: a number out of its range, or an h_base such as 2.5. TypeError: an argument is no number.
 
     >>> rule = QSR(alpha=0.0175, h_base=4)
     >>> [rule.next_h(20_000, lr) for lr in (0.008, 0.004, 0.001)]
@@ -239,7 +240,7 @@ class PiecewiseH(SyncSchedule):
     A round ends where the next interval begins, so that a switch comes at the step that was named.
 
     Raises:
-        ValueError: no interval, the first does not start at 0, or starts do not increase. TypeError: a number is not whole.
+        ValueError: no interval, the first does not start at 0, or starts do not increase. TypeError: no number.
     """
 
     pieces: tuple[tuple[int, int], ...]
