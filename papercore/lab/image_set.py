@@ -149,22 +149,37 @@ class ImageSet:
         augment: bool = True,
         flips: float = 0.0,
         replacement: bool = False,
+        rank: int = 0,
+        world: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """Images [B, C, H, W] (float32, channels last in memory) and labels [B] of one step.
 
         Args:
             augment: shift by up to the margin and mirror half of the images, each image by its own draw.
             flips: share of labels replaced at this draw.
+            rank, world: of `world` equal slices of the batch give only number `rank`, as one of so many processes needs it.
+
+        Raises:
+            ValueError: as `places`; also a batch that does not divide over `world`.
         """
+        if batch % world:
+            raise ValueError(f"a batch of {batch} does not divide over {world} processes.")
         places = self.places(step, batch, seed=seed, replacement=replacement)
         labels = self.train_y[places]
         if flips:
             noise = LabelNoise(flips, self.classes)
             labels = noise(labels, seeded(seed, _FLIPS, step, self.device))
-        return self.pictures(places, seeded(seed, _CROP, step, self.device) if augment else None), labels
+        own = slice(rank * (batch // world), (rank + 1) * (batch // world))
+        draw = seeded(seed, _CROP, step, self.device) if augment else None
+        return self.pictures(places, draw, own), labels[own]
 
-    def pictures(self, places: Tensor, draw: torch.Generator | None = None) -> Tensor:
-        """Training images [n, C, H, W]; cropped and mirrored where a generator is given."""
+    def pictures(
+        self, places: Tensor, draw: torch.Generator | None = None, own: slice = slice(None)
+    ) -> Tensor:
+        """Training images [n, C, H, W]; cropped and mirrored where a generator is given.
+
+        `own` takes a part of them, each with the crop that it has among all.
+        """
         n, device = len(places), self.device
         height, width = (side - 2 * self.margin for side in self.train_x.shape[1:3])
         rows = torch.arange(height, device=device).expand(n, -1)
@@ -175,6 +190,7 @@ class ImageSet:
             down, right = torch.randint(2 * self.margin + 1, (2, n, 1), generator=draw, device=device)
             mirrored = torch.rand(n, 1, generator=draw, device=device) < 0.5
             rows, columns = rows + down, torch.where(mirrored, columns.flip(1), columns) + right
+        places, rows, columns = places[own], rows[own], columns[own]
         return self._scaled(self.train_x[places[:, None, None], rows[:, :, None], columns[:, None, :]])
 
     def test_pictures(self, start: int, stop: int) -> Tensor:

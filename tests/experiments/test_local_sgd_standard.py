@@ -7,7 +7,7 @@ import pytest
 
 from papercore import experiments
 from papercore.experiments.local_sgd import standard
-from papercore.experiments.local_sgd.standard_settings import FULL, REDUCED
+from papercore.experiments.local_sgd.standard_forms import FULL, REDUCED
 from papercore.lab.image_set import ImageSet
 from papercore.lab.record import Record
 from papercore.lab.stages import Stages

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from papercore.experiments.local_sgd.config import StandardConfig
+from papercore.experiments.local_sgd.standard_forms import Form
 from papercore.experiments.local_sgd.standard_report import report
-from papercore.experiments.local_sgd.standard_settings import Form
 from papercore.lab.image_set import ImageSet
 from papercore.lab.record import Record
 from papercore.lab.resnet import SmallResNet

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from papercore.experiments.local_sgd.standard_settings import Form
+from papercore.experiments.local_sgd.standard_forms import Form
 from papercore.lab.config import Config
 from papercore.lab.record import Record
 from papercore.lab.statistics import paired
