@@ -46,17 +46,22 @@ class Block(nn.Module):
         h = self.norm_attention(x)
         return self.k(h), self.v(h)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, *, last: bool = False) -> Tensor:
+        """[B, n, d] -> [B, n, d]; with `last` only the last position's state, [B, 1, d], which sees all others."""
         batch, n, d = x.shape
         h = self.norm_attention(x)
-        q, k, v = self.q(h), self.k(h), self.v(h)
+        q, k, v = self.q(h[:, -1:] if last else h), self.k(h), self.v(h)
+        if last:
+            x = x[:, -1:]
         if self.prefix is not None:
             k = torch.cat([self.prefix[0].expand(batch, -1, -1), k], dim=1)  # [B, p + n, d]
             v = torch.cat([self.prefix[1].expand(batch, -1, -1), v], dim=1)
         q, k, v = (
             t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v)
         )  # [B, heads, ., d / heads]
-        if mask is None:
+        if last:
+            a = F.scaled_dot_product_attention(q, k, v)
+        elif mask is None:
             a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -100,6 +105,13 @@ class Decoder(nn.Module):
 
     def hidden(self, input_ids: Tensor) -> Tensor:
         """Final hidden states [B, n, d] after the last layer norm."""
+        return self._hidden(input_ids, last=False)
+
+    def last_hidden(self, input_ids: Tensor) -> Tensor:
+        """The last position's final hidden state [B, d]: the last block works on no other position's output."""
+        return self._hidden(input_ids, last=True)[:, -1]
+
+    def _hidden(self, input_ids: Tensor, *, last: bool) -> Tensor:
         n = input_ids.shape[1]
         if n > self.config.context:
             raise ValueError(f"{n} tokens, but this decoder was built for at most {self.config.context}.")
@@ -110,8 +122,8 @@ class Decoder(nn.Module):
             mask = torch.cat(
                 [torch.ones(n, self.config.prefix, dtype=torch.bool, device=x.device), causal], dim=1
             )  # [n, p + n]
-        for block in self.blocks:
-            x = block(x, mask)
+        for number, block in enumerate(self.blocks, 1):
+            x = block(x, mask, last=last and number == len(self.blocks))
         return self.norm(x)
 
     def forward(self, input_ids: Tensor) -> Tensor:
@@ -119,7 +131,7 @@ class Decoder(nn.Module):
 
     def next_logits(self, input_ids: Tensor) -> Tensor:
         """Logits [B, V] of the token after the last one; cheaper than `forward` when only that is wanted."""
-        return self.hidden(input_ids)[:, -1] @ self.embedding.weight.T
+        return self.last_hidden(input_ids) @ self.embedding.weight.T
 
     @torch.no_grad()
     def with_prefix(self, tokens: Tensor) -> Decoder:

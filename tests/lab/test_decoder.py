@@ -175,3 +175,13 @@ def test_impossible_sizes_and_prefixes_are_refused():
             model.with_prefix(tokens.long())
     with pytest.raises(ValueError, match="this decoder has a prefix of 2 already"):
         model.with_prefix(torch.tensor([1, 2])).with_prefix(torch.tensor([3]))
+
+
+@pytest.mark.parametrize("prefixed", [False, True], ids=["plain", "prefix"])
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_the_last_state_alone_is_that_of_the_whole(prefixed, n):
+    model = _decoder()
+    if prefixed:
+        model = model.with_prefix(torch.tensor([3, 1, 4]))
+    ids = _ids(2, n)
+    torch.testing.assert_close(model.last_hidden(ids), model.hidden(ids)[:, -1])

@@ -29,7 +29,7 @@ from papercore.experiments.mezo.language import (
 )
 from papercore.lab.decoder import Decoder
 from papercore.lab.training import backward_step, train
-from papercore.mezo import MeZO, lora, noise
+from papercore.mezo import MeZO, add_noise_, lora
 from papercore.mezo.seeds import draw_seed
 
 PREFIX_TOKENS = 5
@@ -163,9 +163,9 @@ class Task:
 
     def logits(self, ids: Tensor) -> Tensor:
         if self.head is not None:
-            return self.head(self.model.hidden(ids)[:, -1])
+            return self.head(self.model.last_hidden(ids))
         # Only four words are asked about, so only their four columns of the output layer are computed.
-        return self.model.hidden(ids)[:, -1] @ self.model.embedding.weight[self.labels].T
+        return self.model.last_hidden(ids) @ self.model.embedding.weight[self.labels].T
 
     @torch.no_grad()
     def accuracy(self, ids: Tensor, topics: Tensor) -> float:
@@ -238,7 +238,8 @@ def run_mezo(
         # Arms that fail (no prompt, no pretraining, a rate that is too large, accuracy at its best) are the point here.
         warnings.filterwarnings("ignore", message="the loss rose from|the losses at theta")
         losses = train(step, updates, text=arm.name)
-    final = task.accuracy(test_ids, test.topics)
+    at_the_end = arm.budget * steps
+    final = curve[at_the_end] if at_the_end in curve else task.accuracy(test_ids, test.topics)
     on_the_way = [curve[at] for at in sorted(curve) if at > 0] or [final]
     return {
         "curve": [curve[at] for at in sorted(curve)],
@@ -253,11 +254,10 @@ def run_mezo(
 def _one_point(task: Task, lr: float, eps: float, seed: int, closure: Any) -> Any:
     """Residual-feedback estimator with one forward pass a step (the paper's Definition 8, with the factor z that its formula omits)."""
     previous: list[float] = []
-    offsets = np.cumsum([0, *(p.numel() for p in task.trained)])
+    starts = np.cumsum([0, *(p.numel() for p in task.trained)])[:-1].tolist()
 
     def shift(draw: int, scale: float) -> None:
-        for p, start in zip(task.trained, offsets, strict=False):
-            p.add_(noise(draw, int(start), p.numel(), device=p.device).view_as(p), alpha=scale)
+        add_noise_(task.trained, starts, [(draw, scale)])
 
     def update(step: int) -> float:
         draw = draw_seed(seed, step)
@@ -315,9 +315,9 @@ def linear_probe(model: Decoder, data: Examples, test: Examples) -> float:
     """Logistic regression on the last hidden state of the prompt."""
     from sklearn.linear_model import LogisticRegression
 
-    features, targets = model.hidden(data.prompted())[:, -1].cpu().numpy(), data.topics.cpu().numpy()
+    features, targets = model.last_hidden(data.prompted()).cpu().numpy(), data.topics.cpu().numpy()
     probe = LogisticRegression(max_iter=5000, C=10.0).fit(features, targets)
-    return float(probe.score(model.hidden(test.prompted())[:, -1].cpu().numpy(), test.topics.cpu().numpy()))
+    return float(probe.score(model.last_hidden(test.prompted()).cpu().numpy(), test.topics.cpu().numpy()))
 
 
 def few_shot(k: int, seed: int) -> Examples:

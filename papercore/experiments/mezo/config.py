@@ -48,9 +48,9 @@ class QuickConfig(Config):
     seeds: int = option(5, "few-shot samples, each with its own noise", minimum=3)
     steps: int = option(96, "MeZO steps, two forward passes each; a multiple of 96 suits n = 16", minimum=4)
     backprop_steps: int = option(50, "steps of fine-tuning by backpropagation", minimum=1)
-    tests: int = option(600, "test sentences", minimum=4)
+    tests: int = option(400, "test sentences", minimum=4)
     draws: int = option(20_000, "draws of the Monte-Carlo checks", minimum=100)
-    drift_weights: int = option(200_000, "weights in the rounding experiment", minimum=1000)
+    drift_weights: int = option(100_000, "weights in the rounding experiment", minimum=1000)
     drift_steps: int = option(500, "steps of the rounding experiment", minimum=10)
 
 

@@ -198,7 +198,7 @@ def _rates(record: Record, stages: Stages, seed: int) -> None:
     rows = stages.get("rates", lambda: {"rows": theory.rates(seed)})["rows"]
     record.table("rates", ["family", "r", "d", "seed 0", "seed 1", "seed 2"], rows)
     mean = {(row[0], row[2]): float(np.mean(row[3:])) for row in rows}
-    ranks, sizes = (2, 8, 32), (8, 32, 128, 512)
+    ranks, sizes = (2, 8, 32), (8, 32, 128, 256)
     spread = [
         max(mean[f"rank {r}", 100], mean[f"rank {r}", 10_000])
         / min(mean[f"rank {r}", 100], mean[f"rank {r}", 10_000])

@@ -173,7 +173,7 @@ def rates(seed: int, repeats: int = 3) -> list[list[Any]]:
             rows.append(
                 [f"rank {r}", r, d, *(steps_to_target(d, r, seed=seed + 31 * i) for i in range(repeats))]
             )
-    for d in (2, 8, 32, 128, 512):
+    for d in (2, 8, 32, 128, 256):
         rows.append(["isotropic", d, d, *(steps_to_target(d, d, seed=seed + 31 * i) for i in range(repeats))])
     return rows
 
