@@ -56,8 +56,9 @@ class QuickConfig(Config):
     processes: int = option(
         2, "real processes that are timed, and that train under engine=process", minimum=2
     )
-    clock_steps: int = option(300, "steps of a timed run", minimum=20)
-    clock_repeats: int = option(4, "times that every schedule is timed", minimum=1)
+    engine_steps: int = option(300, "steps of the run that both engines make", minimum=8)
+    clock_steps: int = option(120, "steps of a timed run", minimum=20)
+    clock_repeats: int = option(12, "times that every schedule is timed", minimum=1)
     jobs: int = option(2, "digits methods trained at once, where there are cores", minimum=1)
 
 

@@ -104,7 +104,7 @@ def _table(record: Record) -> None:
 
 
 def _neighbours(record: Record) -> None:
-    rows = []
+    rows: list[list[Any]] = []
     for model, alpha, h_base in NEIGHBOURS:
         recipe = resnet() if model == "ResNet-152" else vit()
         target = next(r for r in ROWS if r.model == model and isinstance(r.schedule, QSR) and r.schedule.h_base == h_base)  # fmt: skip

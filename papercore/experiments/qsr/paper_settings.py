@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from papercore.lab.config import option
-
 
 @dataclasses.dataclass(frozen=True)
 class PaperSettings:

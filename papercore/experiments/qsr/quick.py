@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from papercore.experiments.qsr import counting, digits, toy, wall_clock
+from papercore.experiments.qsr import counting, digits, engines, toy, wall_clock
 from papercore.experiments.qsr.config import QuickConfig
 from papercore.lab.record import Record
 from papercore.lab.stages import Stages
@@ -22,6 +22,7 @@ def run_quick(config: QuickConfig, record: Record, stages: Stages) -> None:
         wall_clock.predict(
             record, stages, processes=config.processes, steps=config.clock_steps, repeats=config.clock_repeats, seed=seed
         )  # fmt: skip
+        engines.compare(record, stages, processes=config.processes, steps=config.engine_steps, seed=seed)
         digits.run_all(config, record, stages)
         toy.compare(record, stages, steps=config.toy_steps, replicas=config.toy_replicas, seed=seed)
         toy.rates(record, stages, replicas=config.toy_replicas, seed=seed)

@@ -29,7 +29,7 @@ from papercore.local_sgd import (
 )
 
 SIZES = (64, 256, 256, 10)  # wider than the digits' own network, so that an average has some bytes to carry
-TIMED: dict[str, SyncSchedule] = {"H = 1": ConstantH(1), "H = 4": ConstantH(4), "QSR": QSR(0.8, 4)}
+TIMED: dict[str, SyncSchedule] = {"H = 1": ConstantH(1), "H = 4": ConstantH(4), "QSR": QSR(0.6, 4)}
 PEAK = 0.3
 
 
