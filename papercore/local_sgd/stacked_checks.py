@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
+from papercore.local_sgd.schedules import _whole
+
 # Their update of an entry depends on that entry's own gradient and state alone.
 ELEMENTWISE = (
     torch.optim.SGD,
@@ -156,3 +158,11 @@ def _differences(theirs: Mapping[str, list[int]], ours: Mapping[str, list[int]])
     return ", ".join(
         f"'{n}' {theirs.get(n, 'missing')} in the state, {ours.get(n, 'missing')} here" for n in names[:3]
     )
+
+
+def check_index(name: str, value: int, size: int) -> int:
+    """`value` as an int from 0 to size - 1; otherwise ValueError."""
+    index = _whole(name, value, 0)
+    if index >= size:
+        raise ValueError(f"{name} = {value}: expected 0 to {size - 1}.")
+    return index

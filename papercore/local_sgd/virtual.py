@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from papercore.local_sgd.schedules import QSR, SyncSchedule, _whole
 from papercore.local_sgd.stacked import LossFn, StackedModels, stack_batches
-from papercore.local_sgd.stacked_checks import check_optimizer, check_state, seed_modules
+from papercore.local_sgd.stacked_checks import check_index, check_optimizer, check_state, seed_modules
 
 __all__ = ["VirtualWorkers"]
 
@@ -72,6 +72,8 @@ class VirtualWorkers:
     are reproducible from `torch.manual_seed`, but the two engines and different chunk sizes draw in different order. Nothing
     else here draws. A parameter that the loss does not reach has a gradient of zeros (in a real process it has none, and
     its optimizer leaves it alone, weight decay included).
+
+    Every step looks at the losses (are they finite?), so that a CUDA device is waited for once a step.
 
     Evaluate `mean_model()`, not a single worker: between averages the workers are noisy copies, and the theory and the papers'
     figures are about their mean.
@@ -294,14 +296,13 @@ class VirtualWorkers:
 
     def parameters_of(self, seed: int, worker: int) -> dict[str, Tensor]:
         """A copy of one worker's trainable parameters, {name: [*shape]}. For diagnosis; evaluate `mean_model` instead."""
-        w = self._seed(seed) * self.k + _index("worker", worker, self.k)
+        w = check_index("seed", seed, self.seeds) * self.k + check_index("worker", worker, self.k)
         return {name: p.detach()[w].clone() for name, p in self._models.parameters.items()}
 
     @torch.no_grad()
     def mean_model(self, seed: int = 0) -> nn.Module:
         """A fresh module with the mean of the seed's workers as weights; training goes on undisturbed."""
-        seed = self._seed(seed)
-        mean = self._center()
+        seed, mean = check_index("seed", seed, self.seeds), self._center()
         return self._models.module(
             {name: tensor[seed] for name, tensor in zip(self._models.parameters, mean, strict=True)}, seed
         )
@@ -344,14 +345,4 @@ class VirtualWorkers:
             p.copy_(state["parameters"][name])
         self.global_step, self.rounds_done = state["global_step"], state["rounds_done"]
         self._h, self._position, self._finished = state["h"], state["position"], state["finished"]
-        self._losses = state["losses"].to(self._losses, copy=True)
-
-    def _seed(self, seed: int) -> int:
-        return _index("seed", seed, self.seeds)
-
-
-def _index(name: str, value: int, size: int) -> int:
-    index = _whole(name, value, 0)
-    if index >= size:
-        raise ValueError(f"{name} = {value}: expected 0 to {size - 1}.")
-    return index
+        self._losses = state["losses"].to(self._parameters[0].device, copy=True)
