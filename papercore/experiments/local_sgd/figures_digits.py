@@ -70,7 +70,7 @@ def scratch(record: Record) -> Drawn:
     alt = f"Gain in test accuracy over data parallel training with standard errors. {told}. Training loss at the end: {m['scratch_h0_train_loss']:.3f} for data parallel, {losses}."
     caption = (
         f"Left: test accuracy minus that of data parallel training, paired over {m['seeds']:.0f} seeds; whiskers two standard errors. With clean or freshly "
-        "redrawn labels (grey) there is nothing that can be told from zero. Right: training loss with wrong labels. Local SGD learns them by heart more slowly, "
+        "redrawn labels (grey), with nothing wrong to learn by heart, there is little or nothing to gain. Right: training loss with wrong labels. Local SGD learns them by heart more slowly, "
         "so a part of this gain is less memorising, not flatter minima."
     )
     return Drawn("fig-local_sgd-scratch", fig, alt, caption)
@@ -111,7 +111,7 @@ def post(record: Record) -> Drawn:
                 ax.fill_between(second, mean - se, mean + se, color=COLOURS[index], alpha=0.2, linewidth=0.5)
             ax.axvline(switch, color=GREY, linewidth=0.9, linestyle=":", marker="none")
             ax.set(xlabel="step", ylabel=label, **({"yscale": "log"} if what == "train_loss" else {}))
-            ax.locator_params(axis="x", nbins=4)
+            ax.locator_params(axis="x", nbins=3)
         fig.legend(ncols=4, **LEGEND)
     m = record.metrics
     told = "; ".join(
@@ -148,14 +148,9 @@ def flatness(record: Record) -> Drawn:
                     **{**series_style(index), "linestyle": "none"},
                 )
                 told.append(f"{label}, H = {h}: {record.metrics[f'post_h{h}_{what}_ratio']:.2f} times")
-            low, high = (
-                0.8 * min(base.min(), *(record.arrays[f"post_h{h}_{what}"].min() for h in periods)),
-                1.2 * base.max(),
-            )
-            ax.plot([low, high], [low, high], color=GREY, linewidth=1.0, linestyle=":", marker="none")
-            ax.set(xlabel=f"{label},\ndata parallel", ylabel="Local SGD", xscale="log", yscale="log")
-            for axis in (ax.xaxis, ax.yaxis):
-                axis.set_minor_formatter("")
+            high = 1.1 * max(record.arrays[f"post_h{h}_{what}"].max() for h in (0, *periods))
+            ax.plot([0, high], [0, high], color=GREY, linewidth=1.0, linestyle=":", marker="none")
+            ax.set(xlabel=f"{label},\ndata parallel", ylabel="Local SGD", xlim=(0, high), ylim=(0, high))
         fig.legend(ncols=3, **LEGEND)
     alt = f"Sharpness of Local SGD against that of data parallel training from the same start, one point a seed. Geometric means of the ratio: {'; '.join(told)}."
     caption = (
@@ -167,17 +162,11 @@ def flatness(record: Record) -> Drawn:
 
 def standard(record: Record) -> Drawn:
     """CIFAR-10: curves of the post-local runs, gains against H, accuracy against eta H with label noise."""
-    held = [
-        name
-        for name in record.arrays
-        if name.startswith("standard_post_h") and name.endswith("_test_accuracy")
-    ]
     require(
         record, "standard_post_h1_test_accuracy", "standard_noise_h1_accuracy", "standard_large_h1_accuracy"
     )
     post_h, noise_h = (_periods(record, part) for part in ("post", "noise"))
     m = record.metrics
-    assert held
     with style(height=3.1):
         fig = Figure()
         ax, gains, noise = fig.subplots(1, 3)
