@@ -6,9 +6,9 @@ a pronoun, a relative and a conjunction; "before" is a preposition and a conjunc
 and adverbial clauses; coordination. Number agreement (s singular, p plural) runs through subjects and verbs, across relative
 clauses, so that a masked verb depends on words far away.
 
-Symbols. S sentence; CS "and" S; ADVC adverbial clause; SB that-clause; INF infinitive. NPs, NPp noun phrases, CNP "and" NP, POSS
+Symbols. ROOT start, a statement S or a question Q; CS "and" S; ADVC adverbial clause; SB that-clause; INF infinitive. NPs, NPp noun phrases, CNP "and" NP, POSS
 "the dog 's", Nbs, Nbp nouns with adjectives. RCs, RCp relative clauses, GAP those without object. VPs, VPp, VPb (base form), VPg
-(-ing), VPn (participle); OBJ2 two objects; Q question, QS, QP its rest; PP, BYP prepositional phrases; AP adjectives.
+(-ing), VPn (participle); OBJ2 two objects; QS, QP a question's rest; PP, BYP prepositional phrases; AP adjectives.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ __all__ = ["english", "english_shifted"]
 
 # Weights of each alternative in `english` / in `english_shifted`; each column adds up to 1 for each symbol.
 _RULES = """
-S: NPs VPs .39/.33 | NPp VPp .33/.27 | PP S .07/.05 | S CS .06/.08 | S ADVC .05/.10 | ADVC S .02/.05 | Q .08/.12
+ROOT: S .9/.85 | Q .1/.15
+S: NPs VPs .43/.39 | NPp VPp .37/.33 | PP S .07/.05 | S CS .06/.08 | S ADVC .05/.10 | ADVC S .02/.05
 Q: DOs QS .50/.35 | DOp QP .50/.65
 QS: NPs VPb 1/1
 QP: NPp VPb 1/1

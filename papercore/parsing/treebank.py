@@ -163,7 +163,7 @@ def estimate(
     horizontal: int = 0,
     vertical: int = 0,
     min_count: int = 2,
-    smoothing: float = 0.1,
+    smoothing: float = 1.0,
     dtype: torch.dtype | None = None,
 ) -> PCFG:
     """Count a grammar in trees; see the head of this file.
