@@ -32,7 +32,7 @@ class StandardSettings:
         "what MeZO tunes in the larger regime, with the first seed alone",
         choices=("full", "norms_biases", "lora", "no_prompt"),
     )
-    standard_steps: int = option(200, "MeZO steps of a run", minimum=1)
+    standard_steps: int = option(400, "MeZO steps of a run", minimum=1)
     standard_batch: int = option(32, "examples a step", minimum=1)
     standard_eps: float = option(1e-3, "perturbation scale", minimum=1e-9)
     standard_dist: str = option("rademacher", "noise", choices=("gaussian", "rademacher"))
@@ -42,7 +42,7 @@ class StandardSettings:
     )
     standard_tuning_steps: int = option(
         200,
-        "MeZO steps of a run that chooses a learning rate; with fewer than standard_steps it would be too large",
+        "MeZO steps of a run that chooses a learning rate; checkpoints are held against a choice that is too large later",
         minimum=1,
     )
     standard_lr_full: tuple[float, ...] = option(
