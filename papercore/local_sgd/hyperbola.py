@@ -43,6 +43,8 @@ _SYNC_BLOCK = 512  # synchronisations that wait before their statistics are take
 class HyperbolaPath:
     """Sharpness over time, at the start and after every synchronisation (S entries, CPU, float64 but for steps).
 
+    As a sequence it is `mean`: path[-1] is the final sharpness.
+
     steps: [S] steps made, from 0; slow_time: [S] sum of eta^2.
     mean: [S] sharpness of the average of the workers, projected on the hyperbola; mean over replicas. se: its standard error
         (0 for a prediction, NaN for one replica).
@@ -59,6 +61,12 @@ class HyperbolaPath:
     v: Tensor
     variance: Tensor
     residual: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def __getitem__(self, index: int | slice) -> Tensor:
+        return self.mean[index]
 
     def decay_rate(self) -> tuple[float, float]:
         """Mean rate of decay of log |D| in slow time, D = sqrt(mean^2 - 4), and its standard error.

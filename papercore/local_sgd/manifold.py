@@ -48,7 +48,7 @@ _LOWEST_TOL = 1e-12
 
 
 def project_to_manifold(
-    loss_fn: LossFn, theta: Tensor, tol: float = 1e-9, *, max_steps: int = 100_000
+    loss_fn: LossFn, theta: Tensor, tol: float = 1e-9, *, max_steps: int = 20_000
 ) -> Tensor:
     """Phi(theta): where gradient flow from theta ends, by an adaptive Runge-Kutta method of order 5 in float64.
 

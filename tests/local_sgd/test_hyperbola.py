@@ -126,6 +126,7 @@ def test_a_simulation_is_the_loop_that_it_claims_to_be() -> None:
         torch.testing.assert_close(path.se, sharp.std(1) / math.sqrt(replicas), atol=1e-12, rtol=0)
         torch.testing.assert_close(path.residual, (us * vs - 1).square().mean(1), atol=1e-12, rtol=0)
         assert path.steps.tolist() == list(range(0, steps, length)) + [steps]
+        assert len(path) == len(path.steps) and path[-1] == path.mean[-1]
         expected = [sum((0.05 / (1 + t)) ** 2 for t in range(n)) for n in path.steps.tolist()]
         assert path.slow_time.tolist() == pytest.approx(expected)
 

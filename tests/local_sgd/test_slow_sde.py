@@ -247,7 +247,7 @@ def test_moments_of_the_projected_iterate_on_a_circle(h: int) -> None:
 
     Bounds: 4 standard errors and 3 % for the corrections of order eta lambda (1 %) and of the finite number of rounds.
     """
-    k, eta, replicas, steps = 8, 0.01, 2000, 3000
+    k, eta, replicas, steps = 8, 0.01, 1200, 3000
     generator = torch.Generator().manual_seed(5)
     sigma_local = torch.tensor([[0.7, 0.15], [0.15, 0.1]], dtype=torch.float64)  # Sigma / B_loc
     root = torch.linalg.cholesky(sigma_local)
@@ -329,7 +329,7 @@ def test_near_zero_eigenvalues_are_counted_by_rank_tol() -> None:
 def test_errors_say_what_to_do() -> None:
     point, noise = f64(2.0, 0.5), torch.eye(2, dtype=torch.float64)
     with pytest.raises(
-        ValueError, match=r"not on the manifold.*gradient is 0\.44.*project_to_manifold\(loss_fn, theta\)"
+        ValueError, match=r"not on the manifold.*gradient is 0\.418.*project_to_manifold\(loss_fn, theta\)"
     ):
         slow_sde_drift(hyperbola, f64(2.0, 0.6), noise, k=1, batch=1)
     with pytest.raises(ValueError, match="not a local minimiser: the Hessian has the eigenvalue -1"):
