@@ -7,7 +7,7 @@ Glossary
     regime     "k": k examples a class, several seeds; "large": n examples, the first seed alone, labelled so
     seed       draws the sample, the held-out examples, the order of batches and the noise
     held out   training examples that choose checkpoints and probe penalties (same rule everywhere: accuracy, then loss)
-    tuning     runs on other seeds, as long as the reported ones, whose held-out loss chooses each arm's learning rate
+    tuning     shorter runs on other seeds, whose held-out loss chooses each arm's learning rate
 
 The test questions choose nothing. Every run is a stage: a killed run resumes after its last finished stage, and inside a
 stage after the last evaluation.
