@@ -32,9 +32,17 @@ def make_model(
     seed: int,
     pre_norm: bool = True,
 ) -> nn.Module:
-    """An untrained model. Its weights come from `seed`; the global generator is left as it was."""
+    """An untrained model without dropout. Its weights come from `seed`; the global generator is left as it was.
+
+    Raises:
+        ValueError: the width is not a multiple of the heads.
+    """
     import transformers
 
+    if width % heads:
+        raise ValueError(
+            f"width = {width} is no multiple of heads = {heads}: every head takes the same share."
+        )
     kind = "RobertaPreLayerNorm" if pre_norm else "Roberta"
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=words + FIRST_WORD, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
@@ -46,16 +54,21 @@ def make_model(
         return getattr(transformers, f"{kind}ForMaskedLM")(config)
 
 
-def forward(
+def encode(
     model: Any, ids: Tensor, lengths: Tensor, masked: Tensor | None, *, hidden: bool = False
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Logits over words [b, m, V], and with `hidden` the states of every layer, embeddings first, each [b, m, width]."""
+    """Last states [b, m, width], and with `hidden` the states of every layer, embeddings first, each [b, m, width]."""
     inside = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
     tokens = torch.where(inside, ids + FIRST_WORD, PADDING)
     if masked is not None:
         tokens = torch.where(masked, MASK, tokens)
-    out = model(input_ids=tokens, attention_mask=inside.long(), output_hidden_states=hidden)
-    return out.logits[..., FIRST_WORD:], out.hidden_states if hidden else ()
+    out = model.base_model(input_ids=tokens, attention_mask=inside.long(), output_hidden_states=hidden)
+    return out.last_hidden_state, out.hidden_states if hidden else ()
+
+
+def word_logits(model: Any, states: Tensor) -> Tensor:
+    """Logits over words [..., V] from last states [..., width]."""
+    return model.lm_head(states)[..., FIRST_WORD:]
 
 
 def train_model(
@@ -74,23 +87,35 @@ def train_model(
     checkpoint: Checkpoint | None = None,
     text: str = "masked language model",
 ) -> tuple[list[float], torch.optim.Optimizer]:
-    """Steps `done` .. `until` of a run of `steps`; the losses, and the optimizer for the next part."""
+    """Steps `done` .. `until` of a run of `steps`; the losses, and the optimizer for the next part.
+
+    With a checkpoint, whose parts must be this model and this optimizer, a killed run goes on after the last saved step; the order
+    of its batches from there on is another one.
+    """
     device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed + done)
-    batches = training_batches(sentences, batch, mask_rate, generator)
-    optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    optimizer = optimizer or new_optimizer(model, lr)
     rate = warmup_linear(lr, steps, warmup=warmup)
+    resumed = checkpoint.load()[0] if checkpoint else 0
+    generator = torch.Generator().manual_seed(seed + done + resumed)
+    batches = training_batches(sentences, batch, mask_rate, generator)
     model.train()
 
     def loss_of(index: int) -> Tensor:
-        ids, lengths, masked = (t.to(device) for t in next(batches))
+        ids, lengths, masked = (t.to(device, non_blocking=True) for t in next(batches))
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits, _ = forward(model, ids, lengths, masked)
-        return nn.functional.cross_entropy(logits[masked].float(), ids[masked])
+            states, _ = encode(model, ids, lengths, masked)
+            # The words that were masked alone: the rest of the logits would be thrown away.
+            logits = word_logits(model, states[masked])
+        return nn.functional.cross_entropy(logits.float(), ids[masked])
 
     step = backward_step(loss_of, optimizer, lr=lambda index: rate(index + done), clip=1.0)
-    losses = train(step, (until or steps) - done, text=text, checkpoint=checkpoint)
+    losses = train(step, (steps if until is None else until) - done, text=text, checkpoint=checkpoint)
     return losses, optimizer
+
+
+def new_optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """AdamW with a little weight decay."""
+    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
 
 
 @torch.no_grad()
@@ -104,10 +129,12 @@ def log_probabilities(
     for start in range(0, len(ids), batch):
         rows = slice(start, start + batch)
         at = position[rows].to(device)
-        part = ids[rows].to(device)
+        # What stands at the masked position may be the grammar's mask id, which is no token of the model.
         masked = torch.arange(ids.shape[1], device=device) == at.unsqueeze(1)
-        logits, _ = forward(model, part, lengths[rows].to(device), masked)
-        out.append(logits[torch.arange(len(at), device=device), at].float().log_softmax(-1).cpu())
+        part = torch.where(masked, 0, ids[rows].to(device))
+        states, _ = encode(model, part, lengths[rows].to(device), masked)
+        logits = word_logits(model, states[torch.arange(len(at), device=device), at])
+        out.append(logits.float().log_softmax(-1).cpu())
     return torch.cat(out)
 
 
@@ -119,6 +146,6 @@ def hidden_states(model: nn.Module, sentences: Sentences, *, batch: int = 250) -
     out = []
     for start in range(0, len(sentences), batch):
         part = sentences.part(start, start + batch)
-        _, states = forward(model, part.ids.to(device), part.lengths.to(device), None, hidden=True)
+        _, states = encode(model, part.ids.to(device), part.lengths.to(device), None, hidden=True)
         out.append(torch.stack(states).float().cpu())
     return torch.cat(out, 1)

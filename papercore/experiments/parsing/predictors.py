@@ -5,6 +5,11 @@
     Bayes       the posterior of the grammar: no predictor has a lower cross-entropy (Zhao et al., section 3.2)
 
 Cross-entropy is in nats a masked word. For any predictor q: CE(q) - CE(Bayes) = E KL(Bayes || q).
+
+Glossary
+    nll     -log q(the word)                                       [N]
+    gap     log p(the word) - log q(the word), p Bayes             [N]
+    kl      KL(p || q) over all words                              [N]
 """
 
 from __future__ import annotations
@@ -35,18 +40,16 @@ class Counts:
         flat = sentences.ids[inside]
         single = torch.bincount(flat, minlength=words).double() + 0.5
         single /= single.sum()
-        left, right = neighbours(sentences.ids, sentences.lengths, words)
         tables = []
-        for beside in (left[inside], right[inside]):
-            pairs = torch.bincount(beside * words + flat, minlength=(words + 1) * words).double()
+        for beside in neighbours(sentences.ids, sentences.lengths, words):
+            pairs = torch.bincount(beside[inside] * words + flat, minlength=(words + 1) * words).double()
             table = pairs.view(words + 1, words) + smoothing * words * single
             tables.append((table / table.sum(1, keepdim=True)).log())
         return cls(single.log(), *tables)
 
     def window(self, ids: Tensor, lengths: Tensor, position: Tensor) -> Tensor:
         """log q(w | left, right) at each masked position, [N, V]."""
-        words = len(self.word)
-        left, right = neighbours(ids, lengths, words)
+        left, right = neighbours(ids, lengths, len(self.word))
         rows = torch.arange(len(ids))
         scores = self.after[left[rows, position]] + self.before[right[rows, position]] - self.word
         return scores.log_softmax(-1)
@@ -61,43 +64,46 @@ def neighbours(ids: Tensor, lengths: Tensor, end: int) -> tuple[Tensor, Tensor]:
     return left, torch.where(last, end, right)
 
 
-def bayes(grammar: PCFG, ids: Tensor, lengths: Tensor, position: Tensor, *, batch: int = 100) -> Tensor:
-    """log of the grammar's posterior at each masked position, [N, V], in float64 on the CPU."""
+def posterior(grammar: PCFG, ids: Tensor, lengths: Tensor, position: Tensor, *, batch: int = 100) -> Tensor:
+    """The grammar's posterior at each masked position, [N, V], in float64 on the CPU; 0 where a sentence is impossible."""
     mask, out = len(grammar.vocabulary), []
     # Sentences of like lengths together: a chart is as wide as its longest sentence.
     order = lengths.argsort(stable=True)
     for rows in progress(list(order.split(batch)), "posterior of the grammar"):
         longest = int(lengths[rows].max())
         found = masked_posterior(grammar, ids[rows, :longest], mask, lengths=lengths[rows])
-        out.append(found[torch.arange(len(rows)), position[rows]].double().log().cpu())
+        out.append(found[torch.arange(len(rows)), position[rows]].double().cpu())
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order))
     return torch.cat(out)[back]
 
 
 @dataclass(frozen=True)
-class Excess:
-    """How much a predictor loses against Bayes: cross-entropy, the paired gap, and the mean divergence, with standard errors."""
+class Scores:
+    """What a predictor loses on each sentence: [N] in float64."""
 
-    ce: float
-    gap: float
-    gap_se: float
-    kl: float
-    gap_minus_kl_se: float
+    nll: Tensor
+    gap: Tensor
+    kl: Tensor
 
+    @classmethod
+    def of(cls, log_q: Tensor, bayes: Tensor, words: Tensor) -> Scores:
+        """From log probabilities of a predictor and probabilities of Bayes, [N, V], at the words that were masked [N]."""
+        rows = torch.arange(len(words))
+        log_q = log_q.double()
+        p = bayes.double()
+        log_p = torch.where(p > 0, p, 1.0).log()
+        kl = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
+        nll = -log_q[rows, words]
+        return cls(nll, p[rows, words].log() + nll, kl)
 
-def excess(log_q: Tensor, log_bayes: Tensor, words: Tensor) -> Excess:
-    """Compare a predictor's log probabilities [N, V] with those of Bayes, at the words that were masked [N]."""
-    rows = torch.arange(len(words))
-    log_q = log_q.double()
-    gap = log_bayes[rows, words] - log_q[rows, words]
-    p = log_bayes.exp()
-    kl = torch.where(p > 0, p * (log_bayes - log_q), 0.0).sum(-1)
-    root = math.sqrt(len(words))
-    return Excess(
-        ce=float(-log_q[rows, words].mean()),
-        gap=float(gap.mean()),
-        gap_se=float(gap.std()) / root,
-        kl=float(kl.mean()),
-        gap_minus_kl_se=float((gap - kl).std()) / root,
-    )
+    def summary(self) -> dict[str, float]:
+        """ce, gap, kl, with standard errors of gap and of gap - kl, over sentences."""
+        root = math.sqrt(len(self.gap))
+        return {
+            "ce": float(self.nll.mean()),
+            "gap": float(self.gap.mean()),
+            "gap_se": float(self.gap.std()) / root,
+            "kl": float(self.kl.mean()),
+            "gap_minus_kl_se": float((self.gap - self.kl).std()) / root,
+        }

@@ -56,7 +56,7 @@ def tree_of_depths(found: Sequence[float], words: Sequence[str], label: str = "X
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of words of some sentences with a target each, and a random target that depends on the two words alone."""
+    """Pairs of words of some sentences with a target each, and a random target that depends on the two words alone; all [rows]."""
 
     sentence: Tensor
     first: Tensor
@@ -66,24 +66,21 @@ class Pairs:
 
 
 def gaps_of(sentences: Sentences, words: int, seed: int) -> Pairs:
-    """All neighbouring words, with their depths."""
-    rows, first, target = [], [], []
-    for row, tree in enumerate(sentences.trees):
-        found = depths(tree)
-        rows += [row] * len(found)
-        first += range(len(found))
-        target.append(found)
-    at = torch.tensor(first)
-    return _pairs(sentences, torch.tensor(rows), at, at + 1, torch.cat(target), words, seed)
+    """All neighbouring words, with their depths, sentence after sentence."""
+    found = [depths(tree) for tree in sentences.trees]
+    row = torch.cat([torch.full((len(gaps),), i) for i, gaps in enumerate(found)])
+    at = torch.cat([torch.arange(len(gaps)) for gaps in found])
+    return _pairs(sentences, row, at, at + 1, torch.cat(found), words, seed)
 
 
 def spans_of(sentences: Sentences, marginals: Tensor, words: int, seed: int, *, most: int) -> Pairs:
     """At most `most` spans of two or more words, drawn from all, with their marginals [N, n, n] by start and width - 1."""
-    n = sentences.ids.shape[1]
+    n = marginals.shape[1]
     start, width = torch.meshgrid(torch.arange(n), torch.arange(1, n), indexing="ij")
-    fits = (start + width).unsqueeze(0) < sentences.lengths.view(-1, 1, 1)
+    ends = (start + width + 1).unsqueeze(0)
+    lengths = sentences.lengths.view(-1, 1, 1)
     # The whole sentence is always a constituent: nothing to read there.
-    fits &= ~((start == 0).unsqueeze(0) & ((width + 1).unsqueeze(0) == sentences.lengths.view(-1, 1, 1)))
+    fits = (ends <= lengths) & ~((start == 0).unsqueeze(0) & (ends == lengths))
     row, s, w = fits.nonzero().unbind(1)
     chosen = torch.randperm(len(row), generator=torch.Generator().manual_seed(seed))[:most]
     row, s, w = row[chosen], s[chosen], w[chosen] + 1
@@ -94,12 +91,15 @@ def _pairs(
     sentences: Sentences, row: Tensor, first: Tensor, second: Tensor, target: Tensor, words: int, seed: int
 ) -> Pairs:
     kind = sentences.ids[row, first] * words + sentences.ids[row, second]
-    # One target of the real ones for each pair of words, drawn at random: the same distribution, no structure. The draw is the same
-    # for training and test sentences of one seed.
-    number = (kind * 2654435761 + 97 * seed) % 1_000_003
-    ordered = target.sort().values
-    control = ordered[(number.double() / 1_000_003 * len(ordered)).long()]
-    return Pairs(row, first, second, target, control)
+    return Pairs(row, first, second, target, _scattered(kind, seed))
+
+
+def _scattered(kind: Tensor, seed: int) -> Tensor:
+    """A number from 0 to 1 for each kind, as good as random, the same for training and test sentences of one seed."""
+    x = kind + 7919 * (seed + 1)
+    for factor in (2654435761, 2246822519, 3266489917):
+        x = ((x ^ (x >> 15)) * factor) & 0xFFFFFFFF
+    return x.float() / 2**32
 
 
 class Probe:
@@ -146,16 +146,20 @@ def features_of(states: Tensor, pairs: Pairs) -> Tensor:
     return torch.cat([states[pairs.sentence, pairs.first], states[pairs.sentence, pairs.second]], 1)
 
 
+def trees_of(probe: Probe, states: Tensor, pairs: Pairs, sentences: Sentences) -> list[Tree]:
+    """The trees that a depth probe gives; `pairs` are the sentences' gaps, from `gaps_of`."""
+    found = probe.predict(features_of(states, pairs))
+    sizes = (sentences.lengths - 1).tolist()
+    parts = zip(found.split(sizes), sentences.trees, strict=True)
+    return [tree_of_depths(part.tolist(), gold.leaves()) for part, gold in parts]
+
+
 def parse_f1(probe: Probe, states: Tensor, pairs: Pairs, sentences: Sentences) -> float:
     """Unlabelled corpus F1 of the trees that a depth probe gives."""
-    found = probe.predict(features_of(states, pairs))
-    trees = []
-    for row, gold in enumerate(sentences.trees):
-        trees.append(tree_of_depths(found[pairs.sentence == row].tolist(), gold.leaves()))
-    return float(tree_f1(sentences.trees, trees))
+    return float(tree_f1(sentences.trees, trees_of(probe, states, pairs, sentences)))
 
 
-def correlation(probe: Probe, states: Tensor, pairs: Pairs, target: Tensor) -> float:
-    """Pearson correlation of a probe's predictions with a target."""
-    found = probe.predict(features_of(states, pairs))
-    return float(torch.corrcoef(torch.stack([found, target]))[0, 1])
+def correlation(found: Tensor, target: Tensor) -> float:
+    """Pearson correlation of predictions with a target; 0 where the predictions are all the same."""
+    value = float(torch.corrcoef(torch.stack([found.double(), target.double()]))[0, 1])
+    return value if value == value else 0.0
