@@ -22,10 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from papercore.lab.paths import write_atomically
 from papercore.lab.torchrun import Processes
 from papercore.local_sgd import LocalOptimizer
+
+_NOTES_EVERY = 50  # steps between two exchanges of notes in data parallel training
 
 
 class StepSampler:
@@ -161,6 +164,8 @@ def train_processes(
     evaluate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
     evaluate_every: int = 0,
     clip: float = math.inf,
+    micro_batch: int = 0,
+    parallel: bool = False,
     checkpoint: RankCheckpoint | None = None,
     checkpoint_every: int = 0,
     seconds: float = math.inf,
@@ -175,7 +180,11 @@ def train_processes(
         loss_fn: (model, batch) -> scalar.
         evaluate: (model, step) -> numbers by name; called on all processes with the same weights, at the first average at or
             after each multiple of `evaluate_every`, and at the end. Batch-norm statistics are its own business.
-        clip: largest norm of a process's gradient.
+        clip: largest norm of the gradient of a step.
+        micro_batch: samples that go through the model at once; their gradients are added up. 0: the whole batch of the process.
+            A batch is then a tensor or a tuple of tensors, and `loss_fn` a mean over samples.
+        parallel: data parallel training instead: gradients are averaged at every step, so that every step counts as an average.
+            `optimizer` is then made with a schedule of one round (`SWAP(0)`).
         checkpoint, checkpoint_every: where to keep the state, and after how many steps.
         seconds: stop after so long, with a checkpoint; the result then says "finished": False.
 
@@ -204,20 +213,23 @@ def train_processes(
         rate = lr_fn(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = loss_fn(model, next(source))
-        value = float(loss.detach())
+        optimizer.zero_grad(set_to_none=True)
+        value = _gradients(model, loss_fn, next(source), micro_batch)
         losses.append(value)
-        if math.isfinite(value):
+        if not math.isfinite(value):
+            # Nothing of it reaches the weights; the others hear of it at the next average.
+            broken = step if broken < 0 else broken
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if math.isfinite(clip):
-                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        elif broken < 0:
-            broken = step
-            optimizer.zero_grad(set_to_none=True)
+        if parallel:
+            _average_gradients(model, processes)
+        if math.isfinite(clip):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         averaged = optimizer.step()
         step += 1
-        if averaged:
+        evaluating = evaluate is not None and (step == steps or (evaluate_every > 0 and step >= wanted))
+        # Under data parallel training weights are equal at every step; an exchange of notes at each would cost more than it says.
+        meeting = averaged or (parallel and (evaluating or step % _NOTES_EVERY == 0))
+        if meeting:
             # One exchange serves both: every process learns who broke, and whether the time of the first one is over.
             notes = processes.gather((broken, time.monotonic() - begun > seconds))
             bad = [(where, rank) for rank, (where, _) in enumerate(notes) if where >= 0]
@@ -226,7 +238,7 @@ def train_processes(
                     f"the loss of process {bad[0][1]} is not finite at step {bad[0][0]}: lower the learning rate."
                 )
             out_of_time = notes[0][1]
-            if evaluate is not None and (step == steps or (evaluate_every and step >= wanted)):
+            if evaluate is not None and evaluating:
                 evaluations.append({"step": step, **evaluate(model, step)})
                 wanted = (step // evaluate_every + 1) * evaluate_every if evaluate_every else steps
                 model.train()
@@ -241,6 +253,43 @@ def train_processes(
         checkpoint.save(step, kept())
     every = np.mean(processes.gather(losses), axis=0)
     return {
-        "losses": np.asarray(every), "evaluations": evaluations, "rounds": optimizer.rounds_done,
-        "bytes_sent": optimizer.bytes_sent, "seconds": kept()["seconds"], "step": step, "finished": step == steps,
+        "losses": np.asarray(every), "evaluations": evaluations, "rounds": step if parallel else optimizer.rounds_done,
+        "bytes_sent": step * _gradient_bytes(model) if parallel else optimizer.bytes_sent, "seconds": kept()["seconds"], "step": step, "finished": step == steps,
     }  # fmt: skip
+
+
+def _gradients(
+    model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor], batch: Any, micro_batch: int
+) -> float:
+    """Fill `.grad` with the gradient of the mean loss over the batch, in parts of `micro_batch` samples; return that loss."""
+    parts = [batch]
+    if micro_batch:
+        columns = batch if isinstance(batch, tuple) else (batch,)
+        split = list(zip(*(column.split(micro_batch) for column in columns), strict=True))
+        parts = split if isinstance(batch, tuple) else [part[0] for part in split]
+    sizes = [len(part[0] if isinstance(part, tuple) else part) for part in parts] if len(parts) > 1 else [1]
+    total = 0.0
+    for part, size in zip(parts, sizes, strict=True):
+        loss = loss_fn(model, part) * (size / sum(sizes))
+        total += float(loss.detach())
+        if not math.isfinite(total):
+            break
+        loss.backward()
+    return total
+
+
+def _average_gradients(model: nn.Module, processes: Processes) -> None:
+    """Replace gradients by their mean over the processes, in one exchange; a missing one counts as zero."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    flat = torch.cat(
+        [(p.grad if p.grad is not None else torch.zeros_like(p)).detach().flatten().float() for p in params]
+    )
+    if processes.world > 1:
+        dist.all_reduce(flat)
+        flat /= processes.world
+    for p, part in zip(params, flat.split([p.numel() for p in params]), strict=True):
+        p.grad = part.view_as(p).to(p.dtype)
+
+
+def _gradient_bytes(model: nn.Module) -> int:
+    return 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -49,7 +49,7 @@ def resnet(
     decay: str = "cosine", *, epochs: int = 200, peak: float = 0.8, epoch: int = EPOCH, at: Any = None
 ) -> Recipe:
     """ResNet-152 by local SGD: 200 epochs, 5 of warm-up, peak 0.8 at B = 4,096. `at`: epochs of a step decay."""
-    return _recipe(decay, peak, epochs * epoch, 5 * epoch, None if at is None else [e * epoch for e in at])
+    return decayed(decay, peak, epochs * epoch, 5 * epoch, None if at is None else [e * epoch for e in at])
 
 
 def vit(
@@ -61,10 +61,11 @@ def vit(
     warmup: int = 10_000,
 ) -> Recipe:
     """ViT-B/16 by local AdamW: 300 epochs, 10,000 steps of warm-up, peak 0.008 at B = 4,096."""
-    return _recipe(decay, peak, epochs * epoch, warmup, None)
+    return decayed(decay, peak, epochs * epoch, warmup, None)
 
 
-def _recipe(decay: str, peak: float, steps: int, warmup: int, milestones: list[int] | None) -> Recipe:
+def decayed(decay: str, peak: float, steps: int, warmup: int, milestones: list[int] | None = None) -> Recipe:
+    """A run of T steps with W of warm-up: "cosine", "linear", "step" (at `milestones`) or "cosine in powers of 2"."""
     if decay == "step":
         return Recipe(step_lr(peak, steps, milestones=milestones, warmup_steps=warmup), steps, warmup)
     if decay == "linear":
