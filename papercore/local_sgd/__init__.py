@@ -7,14 +7,15 @@ LocalOptimizer, ...        K processes, torch.distributed        optimizer.py, w
                                                               agreement.py, buffers.py
 VirtualWorkers             S x K workers in one batched call     virtual.py, stacked.py, stacked_checks.py
 psi, slow_sde_drift, ...   the Slow SDE, exact and dense         slow_sde.py, manifold.py
-simulate_hyperbola, ...    a problem with exact theory           hyperbola.py
+simulate_hyperbola, ...    a problem with exact theory           hyperbola.py, hyperbola_path.py
 sharpness                  top eigenvalue and trace              sharpness.py
 LabelNoise                 fresh label noise                     label_noise.py
 """
 
 from papercore.local_sgd.buffers import reestimate_batch_norm
 from papercore.local_sgd.communication import CommReport, CostModel, communication_volume
-from papercore.local_sgd.hyperbola import HyperbolaPath, predict_hyperbola, simulate_hyperbola
+from papercore.local_sgd.hyperbola import predict_hyperbola, simulate_hyperbola
+from papercore.local_sgd.hyperbola_path import HyperbolaPath
 from papercore.local_sgd.label_noise import LabelNoise
 from papercore.local_sgd.learning_rates import constant_lr, cosine_lr, linear_lr, power_of_two_lr, step_lr
 from papercore.local_sgd.manifold import project_to_manifold
