@@ -47,7 +47,7 @@ class QuickConfig(Config):
     steps: int = option(2000, "steps of a digits run", minimum=20)
     control_steps: int = option(300, "steps of the short control", minimum=20)
     lr: float = option(1.0, "peak learning rate on digits", minimum=0.0)
-    hot_lr: float = option(1.6, "peak learning rate at which QSR breaks", minimum=0.0)
+    hot_lr: float = option(1.6, "peak learning rate at which local methods begin to break", minimum=0.0)
     hot_seeds: int = option(12, "seeds of the runs at that rate, at most `seeds`", minimum=3)
     workers: int = option(8, "virtual workers (K)", minimum=2)
     local_batch: int = option(4, "samples of a worker a step", minimum=1)

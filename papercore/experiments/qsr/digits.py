@@ -7,7 +7,7 @@ differences are paired.
 Blocks
     main        lr 1.0, 2,000 steps: the comparison
     control     the same, 300 steps: a run too short for a slow drift. The paper expects no gain there
-    hot         lr 1.6: a learning rate at which QSR is the one that breaks
+    hot         lr 1.6: a learning rate at which local methods begin to break
 
 Glossary
     engine      "virtual": K workers in one process, several methods in parallel processes; "process": K real processes under

@@ -132,7 +132,7 @@ def rule(record: Record) -> Drawn:
     )
     caption = (
         "Left: rounds of ViT-B's 93,600 steps under four rules, and what share of data parallel communication each needs; growth coefficients "
-        "chosen so that the three rising rules communicate about alike or (1/η) more. Dotted: learning rate. During warm-up no rule acts. "
+        "chosen so that the three rising rules communicate about alike. Dotted: learning rate. During warm-up no rule acts. "
         "Right: the share of QSR against its coefficient, computed; hollow: the paper's numbers as we recall them, not checked."
     )
     return Drawn("fig-qsr-rule", fig, alt, caption)

@@ -27,6 +27,7 @@ from papercore.experiments.qsr import paper_images
 from papercore.experiments.qsr.config import PaperConfig
 from papercore.experiments.qsr.paper_models import image_side, make_model
 from papercore.experiments.qsr.recipes import Recipe, decayed
+from papercore.lab.image_folder import ImageFolder
 from papercore.lab.process_training import RankCheckpoint, StepSampler, train_processes
 from papercore.lab.record import Record
 from papercore.lab.stages import Stages
@@ -80,7 +81,7 @@ class PaperLab:
         self.recipe: Recipe = decayed(config.paper_decay, self.rules.peak, steps, warmup)
         self.until = time.monotonic() + 60 * config.paper_minutes if config.paper_minutes else math.inf
 
-    def train_images(self, seed: int) -> paper_images.Images:
+    def train_images(self, seed: int) -> ImageFolder:
         return paper_images.load(self.config.paper_data, "train", side=self.side, seed=seed)
 
     def schedule(self, method: str) -> SyncSchedule:
@@ -104,7 +105,7 @@ class PaperLab:
     def _train(self, name: str, method: str, seed: int) -> Run:
         config, rules, processes = self.config, self.rules, self.processes
         parallel = method == "parallel"
-        model = make_model(config.paper_model, config.paper_size, self.test.classes, seed).to(
+        model = make_model(config.paper_model, config.paper_size, len(self.test.classes), seed).to(
             processes.device
         )
         decay = rules.decay_parallel if parallel else rules.decay_local

@@ -1,4 +1,4 @@
-"""ImageNet for the `paper` scale: a folder of images or the hub, random crops and mirrors, mixup, centre crops for evaluation.
+"""ImageNet for the `paper` scale, from a folder of images or from the hub, and mixup.
 
 Every random choice is a function of (seed, epoch, image) or (seed, step, process), so that a resumed run sees the same pixels.
 
@@ -8,9 +8,7 @@ RandAugment (2 operations, severity 10), which ViT-B has there besides mixup, is
 
 from __future__ import annotations
 
-import functools
 import io
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,126 +16,82 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from papercore.lab.data import Missing
+from papercore.lab.image_folder import ImageFolder
 
 HUB = "ILSVRC/imagenet-1k"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-CROP = 224 / 256  # side of the centre crop over the shorter side, in evaluation
+CLASSES = 1000
 
 
-class Images(Dataset):
-    """One split: items are (image [3, side, side] float32, label).
+class HubImages(ImageFolder):
+    """A split of the hub's data set, with the crops of `ImageFolder`.
 
     Args:
-        source: list of (file, label), or a hub data set with columns "image" and "label".
-        side: pixels of the square that a model sees.
-        seed: of the crops; None for evaluation (centre crop).
-
-    An item is asked for by its index or, in training, by (epoch, index), which seeds its crop.
+        table: rows {"image": a picture or {"bytes": ...}, "label": int}.
     """
 
-    def __init__(self, source: Any, classes: int, side: int, seed: int | None = None) -> None:
-        self.source, self.classes, self.side, self.seed = source, classes, side, seed
+    def __init__(self, table: Any, classes: int, *, side: int, resize: int, augment: bool, seed: int) -> None:
+        self.table, self.classes = table, [str(i) for i in range(classes)]
+        # ImageFolder opens what stands here; PIL opens bytes as it opens a file.
+        self.files = _Rows(table)  # type: ignore[assignment]
+        self.side, self.resize, self.augment, self.seed = side, resize, augment, seed
+
+
+class _Rows:
+    """The rows of a table as (something that PIL opens, label)."""
+
+    def __init__(self, table: Any) -> None:
+        self.table = table
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.table)
 
-    def __getitem__(self, place: int | tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = place if isinstance(place, tuple) else (0, place)
-        picture, label = self._picture(index)
-        if self.seed is None:
-            pixels = centre_crop(picture, self.side)
-        else:
-            draw = np.random.default_rng([self.seed, epoch, index])
-            pixels = random_crop(picture, self.side, draw)
-        x = torch.from_numpy(np.array(pixels, dtype=np.float32)).permute(2, 0, 1) / 255
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
-        return (x - mean) / std, label
-
-    def _picture(self, index: int) -> tuple[Any, int]:
-        from PIL import Image
-
-        row = self.source[index]
-        if isinstance(row, Mapping):
-            image = row["image"]
-            if isinstance(image, Mapping):
-                image = Image.open(io.BytesIO(image["bytes"]))
-            return image.convert("RGB"), int(row["label"])
-        file, label = row
-        with Image.open(file) as image:
-            return image.convert("RGB"), label
+    def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
+        row = self.table[index]
+        image = row["image"]
+        if isinstance(image, Mapping):
+            return io.BytesIO(image["bytes"]), int(row["label"])
+        kept = io.BytesIO()
+        image.convert("RGB").save(kept, "PNG", compress_level=0)
+        kept.seek(0)
+        return kept, int(row["label"])
 
 
-def load(path: str, split: str, *, side: int, seed: int | None = None) -> Images:
-    """A split, "train" or "val", from a folder or from the hub.
+def load(path: str, split: str, *, side: int, seed: int | None = None) -> ImageFolder:
+    """A split, "train" or "val"; with a seed its images are cropped at random, without one from the middle.
 
     Raises:
         Missing: the folder lacks the split or images, or the hub's set cannot be had; the text says what to do.
     """
+    options: Any = {
+        "side": side,
+        "resize": round(side * 256 / 224),
+        "augment": seed is not None,
+        "seed": seed or 0,
+    }
     if path:
-        source, classes = folder_rows(path, split)
-        return Images(source, classes, side, seed)
-    command = f'pip install datasets && huggingface-cli login && python -c "from datasets import load_dataset; load_dataset({HUB!r})"'
+        try:
+            return ImageFolder(Path(path).expanduser(), split, **options)
+        except ValueError as error:
+            raise Missing(
+                f"the split {split!r} of the images",
+                [str(error)],
+                "lay the images out as FOLDER/train/<class>/ and FOLDER/val/<class>/, and give --set paper_data=FOLDER",
+            ) from error
     try:
-        from datasets import load_dataset
+        from datasets import Image, load_dataset
 
         table = load_dataset(HUB, split="validation" if split == "val" else split)
-    except Exception as error:  # not installed, offline, or the terms were not accepted
+        table = table.cast_column("image", Image(decode=False))
+    except Exception as error:  # not installed, offline, or its terms were not accepted: one class for each
         tried = ["--set paper_data=FOLDER: not given", f"the hub's {HUB!r}: {type(error).__name__}"]
-        raise Missing("ImageNet", tried, command) from error
-    return Images(table, 1000, side, seed)
-
-
-@functools.lru_cache(maxsize=4)
-def folder_rows(path: str, split: str) -> tuple[list[tuple[Path, int]], int]:
-    """Files and labels of <path>/<split>/<class>/<image>, classes numbered by name, and the number of classes."""
-    root = Path(path).expanduser() / split
-    names = sorted(place.name for place in root.iterdir() if place.is_dir()) if root.is_dir() else []
-    found = [
-        (file, label)
-        for label, name in enumerate(names)
-        for file in sorted((root / name).iterdir())
-        if file.suffix.lower() in SUFFIXES
-    ]
-    if not found:
-        raise Missing(
-            f"the split {split!r} of the images in {path}",
-            [f"{root}/<class>/*.jpg: none"],
-            "lay the images out as FOLDER/train/<class>/ and FOLDER/val/<class>/, and give --set paper_data=FOLDER",
+        command = (
+            f'hf auth login && python -c "from datasets import load_dataset; load_dataset({HUB!r})"'
+            "   # after accepting its terms"
         )
-    return found, len(names)
-
-
-def random_crop(picture: Any, side: int, draw: np.random.Generator) -> Any:
-    """A crop of 8 to 100 % of the area and of 3:4 to 4:3 in shape, resized; mirrored with probability one half."""
-    from PIL import Image
-
-    width, height = picture.size
-    box = None
-    for _ in range(10):
-        area = width * height * draw.uniform(0.08, 1.0)
-        shape = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(draw.integers(width - w + 1)), int(draw.integers(height - h + 1))
-            box = (left, top, left + w, top + h)
-            break
-    mirrored = draw.random() < 0.5
-    pixels = centre_crop(picture, side) if box is None else picture.resize((side, side), Image.Resampling.BILINEAR, box)  # fmt: skip
-    return pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else pixels
-
-
-def centre_crop(picture: Any, side: int) -> Any:
-    """The middle square of 224/256 of the shorter side, resized."""
-    from PIL import Image
-
-    width, height = picture.size
-    edge = CROP * min(width, height)
-    left, top = (width - edge) / 2, (height - edge) / 2
-    return picture.resize((side, side), Image.Resampling.BILINEAR, (left, top, left + edge, top + edge))
+        raise Missing("ImageNet", tried, command) from error
+    return HubImages(table, CLASSES, **options)
 
 
 def mixed(
@@ -145,7 +99,7 @@ def mixed(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mixup: (images, labels, other labels, weight of the first labels [n]); alpha = 0 mixes nothing.
 
-    The partner of an image is the next one of the batch, and the weight is one for the batch, as in the official code's mixup.
+    The partner of an image is the next one of the batch; one weight, from the beta distribution, serves the whole batch.
     """  # fmt: skip
     weight = float(draw.beta(alpha, alpha)) if alpha else 1.0
     share = torch.full((len(x),), weight)

@@ -148,13 +148,12 @@ def digits_numbers(record: Record) -> dict[str, Any]:
 
 
 def hot_numbers(record: Record) -> dict[str, Any]:
-    """Numbers of the prose on the learning rate of 1.6."""
+    """Numbers of the prose on the higher learning rate: runs that end as NaN, and runs that end below one half."""
+    require(record, "digits_hot", *(f"digits_hot_accuracy_{name}" for name in ("dp", "h16", "qsr")))
     found = {row["method"]: row for row in rows(record, "digits_hot")}
-    qsr, constant = found["QSR"], found["H = 16"]
-    seeds = len(record.arrays["digits_hot_accuracy_qsr"])
-    worst = 100 * float(record.arrays["digits_hot_accuracy_qsr"][:, -1].min())
-    if qsr["lost"]:
-        said = f"QSR loses {qsr['lost']} of {seeds} runs to NaN, constant H = 16 loses {constant['lost']}"
-    else:
-        said = f"none of {seeds} QSR runs is lost; the worst ends at {worst:.1f} %"
-    return {"said": said, "hot_seeds": seeds, "hot_lr": record.config["hot_lr"]}
+    said = []
+    for name, method in (("qsr", "QSR"), ("h16", "H = 16"), ("dp", "data parallel")):
+        end = record.arrays[f"digits_hot_accuracy_{name}"][:, -1]
+        poor = int((end < 0.5).sum())
+        said.append(f"under {method} {found[method]['lost']} end as NaN and {poor} below 50 %")
+    return {"said": "; ".join(said), "hot_seeds": len(end), "hot_lr": record.config["hot_lr"]}
