@@ -10,7 +10,7 @@ Glossary
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -96,9 +96,15 @@ def closed_forms() -> dict[str, float]:
 
 
 def truncated_scores(
-    grammar: PCFG, sentences: Sentences, unigram: Tensor, kept: Sequence[tuple[int, int]], seed: int
+    grammar: PCFG,
+    sentences: Sentences,
+    unigram: Tensor,
+    kept: Sequence[tuple[int, int]],
+    seed: int,
+    *,
+    back: Callable[[Tree], Tree] | None = None,
 ) -> list[list[float]]:
-    """Rows under TRUNCATION_COLUMNS for each pair of kept symbols."""
+    """Rows under TRUNCATION_COLUMNS for each pair of kept symbols; `back` as for `charts`."""
     weights = grammar.expected_counts()
     inner = len(grammar.nonterminals)
     shares = [weights[:inner].sort(descending=True).values, weights[inner:].sort(descending=True).values]
@@ -107,7 +113,7 @@ def truncated_scores(
     rows = []
     for i, p in progress(list(kept), "truncated grammars"):
         cut = grammar.truncate(i, p, weights=weights)
-        _, trees, possible = charts(cut, sentences)
+        _, trees, possible = charts(cut, sentences, back=back)
         found = posterior(cut, ids, sentences.lengths, position)
         # Where even the other words are impossible, the posterior is 0 throughout and the unigram takes over.
         share = torch.where(found.sum(1) > 0, UNIGRAM, 1.0).unsqueeze(1)

@@ -11,10 +11,10 @@ from papercore.lab.config import option
 class StandardSettings:
     """Fields that only `standard` reads."""
 
-    standard_parts: tuple[str, ...] = option(
-        ("treebank", "models"),
-        "what is run: truncated inside-outside on the user's treebank, larger models on two grammars",
-        choices=("treebank", "models"),
+    standard_train_on: str = option(
+        "cuda",
+        "where the larger models are trained: cuda leaves them out on a CPU; never leaves the treebank table alone",
+        choices=("cuda", "any", "never"),
     )
     standard_treebank: str = option(
         "", "treebank: a zip, a folder of .mrg files, or empty for NLTK's corpus `treebank`"
