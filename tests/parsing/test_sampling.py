@@ -150,24 +150,29 @@ def test_the_global_generator_is_not_touched() -> None:
 def test_more_sentences_than_one_round_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     from papercore.parsing import sampling
 
+    tries = []
+    grow = sampling._Forest.grow
     monkeypatch.setattr(sampling, "_ROUND", 64)
+    monkeypatch.setattr(sampling._Forest, "grow", lambda *args: (tries.append(args[1]), grow(*args))[1])
     ids, trees = sample(SMALL, 1000, max_length=5, generator=seeded())
+    assert max(tries) == 64
     assert len(ids) == len(trees) == 1000
     assert all(SMALL.decode(row[: len(t)]) == t.leaves() for row, t in zip(ids, trees, strict=True))
 
 
-def test_a_row_of_tiny_probability_is_never_left() -> None:
-    """Bounds of neighbouring rows meet: a draw of almost 1 must stay in its row."""
+def test_a_draw_stays_in_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """row + u rounds up to the next row when u is the largest number below 1."""
     from papercore.parsing.sampling import _Draw
 
-    rows = torch.tensor([[1.0 - 1e-7, 1e-7, 0.0], [0.0, 0.5, 0.5]], dtype=torch.float64)
+    rows = torch.tensor([[0.75, 0.25, 0.0], [0.0, 0.5, 0.5], [1.0, 0.0, 0.0]], dtype=torch.float64)
     draw = _Draw.of(rows)
-    drawn = draw(torch.arange(2).repeat_interleave(50000), seeded())
-    assert set(drawn[:50000].tolist()) <= {0, 1}
-    assert set(drawn[50000:].tolist()) == {1, 2}
-    assert draw.bounds[draw.last].tolist() == [1.0, 2.0]
-    many = _Draw.of(torch.ones(5000, 1))
-    assert not many(torch.arange(5000), seeded()).any()
+    assert draw.bounds.tolist() == [0.75, 1.0, 1.5, 2.0, 3.0]
+    largest = 1 - 2**-53
+    assert 1 + largest == 2
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(shape, largest, dtype=torch.float64))
+    assert draw(torch.arange(3), seeded()).tolist() == [1, 2, 0]
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.zeros(shape, dtype=torch.float64))
+    assert draw(torch.arange(3), seeded()).tolist() == [0, 1, 0]
 
 
 def test_no_sentence_at_all() -> None:

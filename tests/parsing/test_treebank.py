@@ -96,9 +96,9 @@ def test_binarisation_is_that_of_nltk() -> None:
 
 
 def test_markovisation_by_hand() -> None:
-    tree = Tree.from_string("(S (NP (A a) (B b) (C c) (D d)) (V v))")
+    tree = Tree.from_string("(S (NP (A a) (B b) (C c) (D d) (E e)) (V v))")
     assert str(binarise(tree, horizontal=2, vertical=1)) == (
-        "(S (NP^S (A a) (@NP^S:A (B b) (@NP^S:A_B (C c) (D d)))) (V v))"
+        "(S (NP^S (A a) (@NP^S:A (B b) (@NP^S:A_B (C c) (@NP^S:B_C (D d) (E e))))) (V v))"
     )
 
 
