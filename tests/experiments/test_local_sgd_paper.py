@@ -44,7 +44,7 @@ def run_tiny(processes: Processes, folder: str, stages: str, overrides: dict) ->
     )
     record = Record.start(config)
     paper.run_paper(config, record, Stages(stages))
-    steps = record.arrays[f"paper_h{TINY['paper_period']}_step"]
+    steps = record.arrays[f"paper_h{config.paper_period}_step"]
     return {
         "metrics": record.metrics,
         "rows": record.tables["paper"]["rows"],
@@ -108,6 +108,28 @@ def test_two_processes_run_both_arms_from_one_start(tmp_path):
     assert list(found["steps"]) == [3, 6]
     assert [row[0] for row in found["rows"]] == [1, 3] and found["rows"][1][-1] == pytest.approx(100 / 3)
     assert "resnet-batch on cifar10, K = 2" in found["notes"]["paper_run"]
+
+
+def test_imagenet_from_a_folder_of_images_by_two_processes(tmp_path):
+    pytest.importorskip("transformers")
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 4), ("val", 3)):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(n):
+                pixels = rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{i}.JPEG")
+    overrides = {"paper_run": "imagenet-post", "paper_side": 32, "paper_readers": 0, "paper_period": 4}
+    found = launch(
+        "tests.experiments.test_local_sgd_paper:run_tiny",
+        {"folder": str(tmp_path), "stages": str(tmp_path / "parts"), "overrides": overrides},
+        processes=2,
+        timeout=400,
+    )
+    assert found["metrics"]["paper_h4_rounds"] == 1 and found["metrics"]["paper_h1_rounds"] == 4
+    assert 100 * 6 * found["metrics"]["paper_h4_accuracy"] / 1e4 == pytest.approx(
+        round(6 * found["metrics"]["paper_h4_accuracy"] / 100)
+    )
 
 
 def test_one_process_with_label_noise_resumes_from_its_parts(tmp_path, monkeypatch):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from papercore.experiments.local_sgd.config import PaperConfig
+from papercore.experiments.local_sgd.paper_data import DeviceSource, FolderSource, Source
 from papercore.experiments.local_sgd.paper_runs import RUNS, PaperRun, make_network
-from papercore.lab.image_set import ImageSet
 from papercore.lab.process_training import RankCheckpoint, train_processes
 from papercore.lab.record import Record
 from papercore.lab.stages import Stages
 from papercore.lab.torchrun import Processes
-from papercore.lab.worker_images import evaluate
 from papercore.local_sgd import (
     ConstantH,
     LocalOptimizer,
@@ -78,12 +76,19 @@ class PaperLab:
 
     def __init__(self, config: PaperConfig, run: PaperRun, processes: Processes, stages: Stages) -> None:
         self.config, self.run, self.processes, self.stages = config, run, processes, stages
-        self.images = ImageSet.load(run.data, path=config.paper_data or None, device=processes.device)
-        self.batch = run.workers * run.local_batch
-        self.steps_per_epoch = len(self.images.train_y) // self.batch
+        self.source: Source
+        if run.data == "imagenet":
+            # More steps than any arm makes: where it ends is the trainer's business.
+            self.source = FolderSource(
+                run, processes, path=config.paper_data, seed=config.seed, side=config.paper_side, readers=config.paper_readers, steps=10**9
+            )  # fmt: skip
+        else:
+            self.source = DeviceSource(run, processes, path=config.paper_data, seed=config.seed)
+        batch = run.workers * run.local_batch
+        self.steps_per_epoch = self.source.size // batch
         if not self.steps_per_epoch:
             raise ValueError(
-                f"a step takes {self.batch} images and there are {len(self.images.train_y)}: fewer workers or a smaller local batch."
+                f"a step takes {batch} images and there are {self.source.size}: fewer workers or a smaller local batch."
             )
 
     def arm(self, name: str, h: int, epochs: int, lr: float, first_step: int, start: Arm | None) -> Arm:
@@ -103,7 +108,7 @@ class PaperLab:
     def _train(self, name: str, h: int, epochs: int, lr: float, first_step: int, start: Arm | None) -> Arm:
         config, run, processes = self.config, self.run, self.processes
         seed = config.seed
-        model = make_network(run.network, self.images.classes, seed=seed, depth=config.paper_depth).to(
+        model = make_network(run.network, self.source.classes, seed=seed, depth=config.paper_depth).to(
             processes.device
         )
         if start is not None:
@@ -120,7 +125,7 @@ class PaperLab:
         )
         model.train()
         found = train_processes(
-            model, optimizer, constant_lr(lr, steps), lambda step: self._batches(first_step, step), _loss, processes,
+            model, optimizer, constant_lr(lr, steps), lambda step: self.source.batches(first_step + step), self._loss, processes,
             steps=steps, evaluate=lambda net, step: self._evaluate(net), evaluate_every=config.paper_evaluate_epochs * self.steps_per_epoch,
             checkpoint=checkpoint, checkpoint_every=config.paper_checkpoint_steps, seconds=config.paper_seconds or math.inf,
         )  # fmt: skip
@@ -140,22 +145,17 @@ class PaperLab:
             **weights,
         }
 
-    def _batches(self, first_step: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's slice of every global batch from a step on."""
-        run = self.run
-        while True:
-            yield self.images.batch(
-                first_step + step, self.batch, seed=self.config.seed, augment=run.augment, flips=run.flips,
-                replacement=run.replacement, rank=self.processes.rank, world=self.processes.world,
-            )  # fmt: skip
-            step += 1
-
     def _evaluate(self, model: nn.Module) -> dict[str, float]:
         """Test accuracy and loss of the average, batch norm estimated from training batches of this process."""
-        own = self._batches(0, 0)
+        own = self.source.batches(0)
         reestimate_batch_norm(model, [next(own)[0] for _ in range(self.config.paper_batch_norm_batches)])
-        accuracy, loss = evaluate(model, self.images)
-        return {"accuracy": accuracy, "loss": loss}
+        return self.source.evaluate(model)
+
+    def _loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        low = self.run.autocast and batch[0].device.type == "cuda"
+        with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=low):
+            logits = model(batch[0])
+        return F.cross_entropy(logits.float(), batch[1])
 
 
 def load_weights(model: nn.Module, start: Arm) -> None:
@@ -177,10 +177,6 @@ def _state_dict(path: str) -> dict[str, Tensor]:
             f"paper_checkpoint = {path!r}: no such file; give a state dict saved by torch.save, or leave it empty."
         )
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1])
 
 
 def _report(config: PaperConfig, run: PaperRun, record: Record, arms: dict[int, Arm], lab: PaperLab) -> None:

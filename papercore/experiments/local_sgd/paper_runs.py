@@ -6,6 +6,7 @@ the learning rate of phase 1, and how long the runs with label noise went on; bo
 Glossary
     start_epochs    epochs of phase 1, with an average every step; epochs: of phase 2, with an average every `period` steps
     flips           share of labels redrawn at each step
+    autocast        train in bfloat16 where the device is a GPU
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ class PaperRun:
     augment: bool = True
     replacement: bool = False
     flips: float = 0.0
+    autocast: bool = False
 
 
 RUNS = {
     "cifar-post": PaperRun("cifar10", "resnet-batch", 32, 128, 0.32, 600, 250, 250, 5e-4),
     "cifar-noise": PaperRun("cifar10", "resnet-group", 32, 128, 0.1, 384, 500, 2000, 5e-4, False, True, 0.1),
     "cifar-noise-vgg": PaperRun("cifar10", "vgg", 32, 128, 0.1, 384, 500, 2000, 0.0, False, True, 0.1),
-    "imagenet-post": PaperRun("imagenet", "resnet-50", 256, 32, 0.16, 26, 100, 50, 1e-4),
+    "imagenet-post": PaperRun("imagenet", "resnet-50", 256, 32, 0.16, 26, 100, 50, 1e-4, autocast=True),
 }
 
 

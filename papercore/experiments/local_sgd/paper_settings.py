@@ -38,3 +38,7 @@ class PaperSettings:
     paper_seconds: float = option(
         0.0, "stop an arm after so many seconds, with its state kept; 0: never", minimum=0.0
     )
+    paper_side: int = option(224, "ImageNet: pixels of the square that the network sees", minimum=32)
+    paper_readers: int = option(
+        8, "ImageNet: loader processes of each worker; 0 reads in the worker itself", minimum=0
+    )
