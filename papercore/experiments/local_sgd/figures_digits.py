@@ -122,7 +122,7 @@ def post(record: Record) -> Drawn:
     caption = (
         f"All arms start from the same weights at the dotted line, at the same constant learning rate and with the same samples. Mean of {m['seeds']:.0f} seeds, bands one "
         "standard error. Right after the switch the average forgets a part of the wrong labels, and accuracy jumps; then they are learned again. In the end "
-        "the training losses are equal, and the test loss is not."
+        "the training losses are all but equal, and the test loss is not."
     )
     return Drawn("fig-local_sgd-post", fig, alt, caption)
 

@@ -339,7 +339,7 @@ def conditions(record: Record) -> Drawn:
         "nothing shows before about 1/η² steps. Read a column for condition 1: at a large η SGD gets there as well and the gap closes. "
         "Right: cuts over H; dotted, 2ηHλ = 1."
     )
-    return Drawn("fig-local_sgd-conditions", fig, alt, caption, colours=48)
+    return Drawn("fig-local_sgd-conditions", fig, alt, caption)
 
 
 def diffusion(record: Record) -> Drawn:
