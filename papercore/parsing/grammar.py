@@ -181,7 +181,10 @@ class PCFG:
     def sample(
         self, n: int, *, max_length: int | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, list[Tree]]:
-        """Draw n sentences with their trees; see sampling.py."""
+        """Draw n sentences: ids right-padded with 0, and their trees, whose leaves say how long each is; see sampling.py.
+
+        `papercore.parsing.sample(..., trees=False)` returns lengths in place of trees, ten times faster.
+        """
         from papercore.parsing.sampling import sample
 
         return sample(self, n, max_length=max_length, generator=generator)

@@ -84,6 +84,8 @@ class Tree:
             else:
                 open_nodes[-1][1].append(token)
             place += 1
+        if not tokens:
+            raise ValueError("there is no tree in an empty text: expected brackets such as (S (A a) (B b)).")
         if done is None or open_nodes:
             raise ValueError(
                 f"{len(open_nodes) or 'all'} brackets are still open at the end of {text[:60]!r}."

@@ -56,7 +56,7 @@ def test_labels_can_be_changed() -> None:
     ("text", "message"),
     [
         ("(S (A a)", "1 brackets are still open at the end of '.S .A a.'"),
-        ("", "all brackets are still open"),
+        ("", "there is no tree in an empty text"),
         ("word", "'word' stands outside brackets at character 0"),
         (") (S a)", r"'\)' stands outside brackets at character 0"),
         ("(S (A a)) (S b)", "a second tree starts at character 10"),
