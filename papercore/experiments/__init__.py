@@ -40,6 +40,12 @@ CHAPTERS: dict[str, Chapter] = {
         Chapter(
             "local_sgd", "Local SGD: why averaging rarely finds flatter minima", "Optimisation", "2303.01215"
         ),
+        Chapter(
+            "parsing",
+            "Parsing: what a masked language model knows of grammar",
+            "Inside transformers",
+            "2303.08117",
+        ),
     )
 }
 

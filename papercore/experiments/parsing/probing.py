@@ -193,3 +193,8 @@ def summary(chosen: np.ndarray, tested: np.ndarray) -> dict[str, float]:
     found = summarize((gains["parse", "linear"] - gains["parse", "mlp"]).tolist())
     out["linear_over_mlp"], out["linear_over_mlp_se"] = found.mean, found.se
     return out
+
+
+def bound(part: Callable[[int], dict[str, Any]], seed: int) -> Callable[[], dict[str, Any]]:
+    """A stage's function with its seed bound now, not when a loop has moved on."""
+    return lambda: part(seed)

@@ -15,7 +15,7 @@ from papercore.experiments.parsing.corpus import Sentences, draw, one_mask
 from papercore.experiments.parsing.examples import examples
 from papercore.experiments.parsing.masked_lm import log_probabilities, make_model, train_model
 from papercore.experiments.parsing.predictors import Counts, Scores, posterior
-from papercore.experiments.parsing.probing import KINDS, TASKS, probe_seed, summary
+from papercore.experiments.parsing.probing import KINDS, TASKS, bound, probe_seed, summary
 from papercore.lab.record import Record
 from papercore.lab.stages import Stages
 from papercore.lab.statistics import summarize
@@ -167,7 +167,7 @@ def _probes(config: QuickConfig, record: Record, stages: Stages, model: nn.Modul
             model, english(), pool, sizes, 1000 * config.seed + seed, spans=config.probe_spans, steps=config.probe_steps
         )  # fmt: skip
 
-    parts = [stages.get(f"probes, seed {seed}", _bound(part, seed)) for seed in range(config.probe_seeds)]
+    parts = [stages.get(f"probes, seed {seed}", bound(part, seed)) for seed in range(config.probe_seeds)]
     scores = np.stack([one["scores"] for one in parts])  # [seeds, choose and test, tasks, kinds, layers + 1]
     for t, task in enumerate(TASKS):
         for k, kind in enumerate(KINDS):
@@ -189,11 +189,6 @@ def _probes(config: QuickConfig, record: Record, stages: Stages, model: nn.Modul
     for name, value in told.items():
         if isinstance(value, np.ndarray):
             record.array(name, value)
-
-
-def _bound(part: Any, seed: int) -> Any:
-    """A stage's function with its seed bound now, not when the loop has moved on."""
-    return lambda: part(seed)
 
 
 def _construction(config: QuickConfig, record: Record, stages: Stages) -> None:

@@ -25,6 +25,7 @@ from papercore.experiments.parsing.predictors import Counts, Scores, posterior
 from papercore.experiments.parsing.probing import (
     KINDS,
     TASKS,
+    bound,
     fit_and_test,
     material,
     probe_seed,
@@ -185,10 +186,7 @@ def _probe(
             model, grammar, pool, plan.probe_sizes, plan.seed + seed, spans=plan.probe_spans, steps=plan.probe_steps
         )  # fmt: skip
 
-    parts = [
-        stages.get(f"probes {name}, seed {seed}", lambda seed=seed: part(seed))
-        for seed in range(plan.probe_seeds)
-    ]
+    parts = [stages.get(f"probes {name}, seed {seed}", bound(part, seed)) for seed in range(plan.probe_seeds)]
     scores = np.stack([one["scores"] for one in parts])
     for t, task in enumerate(TASKS):
         for k, kind in enumerate(KINDS):
@@ -245,10 +243,7 @@ def _across(
         right = float(tree_f1(gold, [branching(tree.leaves()) for tree in gold]))
         return {"home": at_home[:, 0], "there": there[:, 0], "right": right}
 
-    found = [
-        stages.get(f"across {name}, seed {seed}", lambda seed=seed: part(seed))
-        for seed in range(plan.probe_seeds)
-    ]
+    found = [stages.get(f"across {name}, seed {seed}", bound(part, seed)) for seed in range(plan.probe_seeds)]
     home = np.stack([one["home"] for one in found])  # [seeds, choose test away, kinds, layers + 1]
     there = np.stack([one["there"] for one in found])
     for k, kind in enumerate(KINDS):
