@@ -104,7 +104,8 @@ class ImageSet:
         wide = mean.round().to(torch.uint8).repeat(len(train_x), *sides, 1)
         wide[:, margin:-margin, margin:-margin] = train_x
         classes = int(max(train_y.max(), test_y.max())) + 1
-        return cls(*(t.to(device) for t in (wide, train_y, test_x, test_y, mean, std)), classes, margin)
+        tensors = [t.to(device) for t in (wide, train_y, test_x, test_y, mean, std)]
+        return cls(*tensors, classes=classes, margin=margin)
 
     @classmethod
     def load(

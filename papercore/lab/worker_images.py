@@ -50,7 +50,8 @@ class Plan:
         augment, flips, replacement: as in ImageSet.batch.
         measure_every: steps between two measurements of accuracy and losses; each is made at the first average from there on.
         sharpness_every: likewise of the Hessian; 0 leaves it out.
-        sharpness_images, sharpness_probes: training images and random probes for it.
+        sharpness_images, sharpness_probes, sharpness_products: training images for it, random probes of the trace, and the most
+            products with the Hessian that the largest eigenvalue may take.
         train_images: training images on which the training loss is measured.
         precision: "bfloat16" runs the network under autocast; "auto" does so on CUDA.
     """
@@ -70,6 +71,7 @@ class Plan:
     sharpness_every: int = 0
     sharpness_images: int = 500
     sharpness_probes: int = 8
+    sharpness_products: int = 60
     train_images: int = 2000
     precision: str = "auto"
 
@@ -241,7 +243,9 @@ def hessian(model: nn.Module, images: ImageSet, plan: Plan, seed: int) -> tuple[
         return F.cross_entropy(net(batch[0]), batch[1])
 
     draw = [seeded(seed, _PROBES, which) for which in range(2)]
-    top = sharpness(model, loss, data, kind="top", generator=draw[0])
+    top = sharpness(
+        model, loss, data, kind="top", generator=draw[0], tol=1e-2, max_products=plan.sharpness_products
+    )
     trace = sharpness(model, loss, data, kind="trace", n_probe=plan.sharpness_probes, generator=draw[1])
     return float(top), float(trace)
 

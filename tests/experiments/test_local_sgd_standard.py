@@ -17,6 +17,7 @@ SMALL = {
     "standard_start_steps": 2, "standard_post_steps": 8, "standard_periods": (2, 4), "standard_large_steps": 4, "standard_large_period": 2,
     "standard_noise_start_steps": 2, "standard_noise_steps": 4, "standard_noise_periods": (2, 4), "standard_measure": 2, "standard_sharpness": 100,
     "standard_probes": 1,
+    "standard_products": 2,
 }  # fmt: skip
 
 

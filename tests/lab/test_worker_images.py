@@ -117,7 +117,7 @@ def test_trace_agrees_with_the_full_hessian(images):
         return F.cross_entropy(torch.func.functional_call(tiny, parts, (x,)), y)
 
     full = torch.autograd.functional.hessian(loss, flat)
-    assert top == pytest.approx(float(torch.linalg.eigvalsh(full)[-1]), rel=5e-3)
+    assert top == pytest.approx(float(torch.linalg.eigvalsh(full)[-1]), rel=1e-2)
     off = full - torch.diag(torch.diag(full))
     se = float((2 * off.square().sum() / 600).sqrt())  # Hutchinson's variance with random signs
     assert abs(trace - float(torch.trace(full))) < 4 * se

@@ -109,8 +109,8 @@ def _post_task(config: QuickConfig) -> NoisyDigits:
 def _train(config: QuickConfig, task: NoisyDigits, h: int, rate: Any, steps: int, **options: Any) -> Run:
     shape = {"k": config.workers, "local_batch": config.local_batch}
     if h == 0:
-        return data_parallel(task, rate, steps, **shape, **options)
-    return train_workers(task, ConstantH(h), rate, steps, **shape, **options)
+        return data_parallel(task, rate, steps, **shape, **options)  # type: ignore[arg-type]
+    return train_workers(task, ConstantH(h), rate, steps, **shape, **options)  # type: ignore[arg-type]
 
 
 def _arrays(run: Run) -> dict[str, Any]:

@@ -149,10 +149,10 @@ def rates(record: Record) -> Drawn:
             )
         fine = sorted((row["eta"] * row["H"], row["Slow SDE"]) for row in found)
         ax.plot(*zip(*fine, strict=True), label="Slow SDE (η → 0)", **{**series_style(2), "marker": "none"})
-        for value, text, x, side in ((1, "SGD", 0.99, "right"), (k, f"K = {k}", 0.01, "left")):
+        for value, text, at, side in ((1, "SGD", 0.99, "right"), (k, f"K = {k}", 0.01, "left")):
             ax.axhline(value, color=GREY, linewidth=1.0, linestyle=":", marker="none")
             ax.annotate(
-                text, (x, value), xycoords=("axes fraction", "data"), ha=side, va="bottom", fontsize=8.5, color=GREY
+                text, (at, value), xycoords=("axes fraction", "data"), ha=side, va="bottom", fontsize=8.5, color=GREY
             )  # fmt: skip
         ax.set(
             xscale="log", xlabel="η H", ylabel="fall of the sharpness,\ntimes that of SGD", ylim=(0, k + 0.9)

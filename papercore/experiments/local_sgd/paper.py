@@ -64,7 +64,7 @@ def run_paper(config: PaperConfig, record: Record, stages: Stages) -> None:
 
 def chosen_run(config: PaperConfig) -> PaperRun:
     """The paper's run with what was overridden."""
-    given = {
+    given: dict[str, Any] = {
         "workers": config.paper_workers, "local_batch": config.paper_local_batch, "lr": config.paper_lr, "period": config.paper_period,
         "start_epochs": config.paper_start_epochs, "epochs": config.paper_epochs,
     }  # fmt: skip
@@ -116,9 +116,11 @@ class PaperLab:
         steps = epochs * self.steps_per_epoch
         decayed = [p for p in model.parameters() if p.ndim > 1]
         plain = [p for p in model.parameters() if p.ndim <= 1]
-        sgd = torch.optim.SGD(
-            [{"params": decayed, "weight_decay": run.weight_decay}, {"params": plain}], lr=lr
-        )
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": run.weight_decay},
+            {"params": plain},
+        ]
+        sgd = torch.optim.SGD(groups, lr=lr)
         optimizer = LocalOptimizer(sgd, ConstantH(h), total_steps=steps)
         checkpoint = RankCheckpoint(
             self.stages.folder(name), processes, {"model": model, "optimizer": optimizer}

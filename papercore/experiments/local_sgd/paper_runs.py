@@ -12,6 +12,7 @@ Glossary
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,10 +90,12 @@ class HubResNet50(nn.Module):
         super().__init__()
         from transformers import ResNetConfig, ResNetForImageClassification
 
-        sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]} if small else {}
+        settings: dict[str, Any] = {"num_labels": classes}
+        if small:
+            settings |= {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.net = ResNetForImageClassification(ResNetConfig(num_labels=classes, **sizes))
+            self.net = ResNetForImageClassification(ResNetConfig(**settings))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, 3, H, W] -> logits [N, classes]."""

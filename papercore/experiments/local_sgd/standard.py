@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from papercore.experiments.local_sgd.config import StandardConfig
 from papercore.experiments.local_sgd.standard_forms import Form
@@ -125,9 +126,10 @@ class Trainer:
             k, b, steps, ConstantH(h), lr,
             first_step=first, weight_decay=form.decay, augment=not noise, replacement=noise, flips=form.flips if noise else 0.0,
             measure_every=form.measure, sharpness_every=form.sharpness, sharpness_probes=form.probes,
+            sharpness_products=form.products,
         )  # fmt: skip
 
-    def _stage(self, name: str, seed: int, model: Callable[[], SmallResNet], plan: Plan) -> Run:
+    def _stage(self, name: str, seed: int, model: Callable[[], nn.Module], plan: Plan) -> Run:
         def part() -> Run:
             return train_images(
                 model(), self.images, plan, seed=seed, text=name, folder=self.stages.folder(name),

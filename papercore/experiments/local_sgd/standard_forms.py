@@ -20,7 +20,8 @@ class Form:
         post_steps, lr, periods: phase 2 at a constant rate, and its values of H.
         large_times: condition 1; phase 2 again at lr * large_times, for large_steps steps, at large_period.
         noise_start_steps, noise_start_lr, noise_steps, noise_lr, noise_periods, flips: label noise, no crops, with replacement.
-        decay: weight decay. measure, sharpness: steps between measurements; probes of the trace.
+        decay: weight decay. measure, sharpness: steps between measurements; probes of the trace; most products of the Hessian
+            with a vector for its largest eigenvalue.
     """
 
     train_images: int
@@ -49,6 +50,7 @@ class Form:
     measure: int
     sharpness: int
     probes: int
+    products: int
 
 
 # The full form follows the paper's code (K = 32, B_loc = 128, lr 0.32 and 0.1, no momentum), with a smaller network and fewer epochs.
@@ -57,12 +59,12 @@ FULL = Form(
     start_steps=1200, start_lr=1.0, post_steps=2400, lr=0.32, periods=(10, 50, 200, 600),
     large_times=3.125, large_steps=2400, large_period=50,
     noise_start_steps=1200, noise_start_lr=0.5, noise_steps=3072, noise_lr=0.1, noise_periods=(24, 96, 384), flips=0.1,
-    decay=5e-4, measure=200, sharpness=600, probes=16,
+    decay=5e-4, measure=200, sharpness=600, probes=16, products=100,
 )  # fmt: skip
 REDUCED = Form(
     train_images=4000, test_images=5000, pool=2, depth=8, width=8, workers=8, local_batch=4, seeds=(0, 1, 2),
     start_steps=2000, start_lr=0.2, post_steps=2000, lr=0.05, periods=(20, 100, 400),
     large_times=4.0, large_steps=1000, large_period=100,
     noise_start_steps=1000, noise_start_lr=0.2, noise_steps=1600, noise_lr=0.05, noise_periods=(20, 100, 400), flips=0.1,
-    decay=5e-4, measure=200, sharpness=1000, probes=4,
+    decay=5e-4, measure=200, sharpness=1000, probes=4, products=30,
 )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from papercore.experiments.local_sgd.standard_forms import Form
 from papercore.lab.config import Config
 from papercore.lab.record import Record
-from papercore.lab.statistics import paired
+from papercore.lab.statistics import Paired, paired
 
 Run = dict[str, Any]
 Array = NDArray[np.float64]
@@ -54,13 +53,14 @@ def report(
                 _mean(some, "trace"),
             ]
             if h != 1 and len(accuracy) > 1:
-                pair = paired(accuracy, base)
+                pair = _paired(accuracy, base)
                 row[4:7] = [pair.difference, pair.se, int((accuracy > base).sum())]
                 record.metric(f"{name}_gain", pair.difference, f"se:3:{name}_gain_se")
                 record.metric(f"{name}_gain_se", pair.se, "rel:0.9")
                 for what in ("top", "trace"):
-                    ratio = np.log(_last(some, what) / _last(arms[1], what))
-                    record.metric(f"{name}_{what}_ratio", math.exp(ratio.mean()), "rel:0.3")
+                    # Of the means: a trace by random probes may be negative for one seed that is no minimiser.
+                    ratio = _mean(some, what) / _mean(arms[1], what)
+                    record.metric(f"{name}_{what}_ratio", ratio, "rel:0.3")
                 if part == "post":
                     _short(record, name, some, arms[1])
             rows.append(row)
@@ -92,7 +92,7 @@ def _short(record: Record, name: str, some: list[Run], base: list[Run]) -> None:
     steps = int(some[0]["step"][-1])
     common = sorted(set(map(int, some[0]["step"])) & set(map(int, base[0]["step"])))
     at = next(step for step in common if step >= SHORT * steps)
-    pair = paired(*(100 * np.array([_value(run, at) for run in arm]) for arm in (some, base)))
+    pair = _paired(*(100 * np.array([_value(run, at) for run in arm]) for arm in (some, base)))
     record.metric(f"{name}_short_steps", at, "exact")
     record.metric(f"{name}_short_gain", pair.difference, f"se:3:{name}_short_gain_se")
     record.metric(f"{name}_short_gain_se", pair.se, "rel:0.9")
@@ -105,7 +105,7 @@ def _conditions(form: Form, record: Record, runs: dict[str, dict[int, list[Run]]
     small, large = sorted(runs["post"])[1], max(runs["post"])
     main = sorted(runs["post"])[1:][(len(runs["post"]) - 1) // 2]
     period = form.large_period if form.large_period in runs["post"] else main
-    difference = paired(
+    difference = _paired(
         _at(runs["post"][period], -1) - _at(runs["post"][1], -1),
         _at(runs["large"][form.large_period], -1) - _at(runs["large"][1], -1),
     )
@@ -130,6 +130,10 @@ def _conditions(form: Form, record: Record, runs: dict[str, dict[int, list[Run]]
     record.metric("standard_noise_smallest_rise", float(np.diff(accuracy).min()), "abs:1.5")
     record.metric("standard_noise_sgd_accuracy", accuracy[0], "abs:1.5")
     record.metric("standard_noise_longest_accuracy", accuracy[-1], "abs:1.5")
+
+
+def _paired(first: Array, second: Array) -> Paired:
+    return paired(first.tolist(), second.tolist())
 
 
 def _at(some: list[Run], index: int) -> Array:

@@ -56,6 +56,7 @@ class StandardSettings:
     standard_measure: int = option(0, "steps between two measurements of accuracy", minimum=0)
     standard_sharpness: int = option(0, "steps between two measurements of the Hessian", minimum=0)
     standard_probes: int = option(0, "random probes of the trace", minimum=0)
+    standard_products: int = option(0, "most Hessian products for the largest eigenvalue", minimum=0)
 
     def form(self) -> Form:
         """The numbers of this run: the form's own, with what was overridden."""
