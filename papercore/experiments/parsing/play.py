@@ -61,13 +61,11 @@ def chart(record: Record) -> Callable[..., Plot]:
         }
         best = int(np.argmax(series["inside-outside"]))
         tree = trees[sentence]
-        most = "the same" if tree["labelled recall"] == tree["most probable"] else "another one"
+        same = tree["labelled recall"] == tree["most probable"]
         text = (
-            f"likeliest: “{' '.join(words[best : best + width])}”. Most probable tree ({tree['probability of the latter']:.2f}): {most} "
-            f"than the tree of highest expected recall." if most == "another one" else
-            f"likeliest: “{' '.join(words[best : best + width])}”. The most probable tree ({tree['probability of the latter']:.2f}) is the tree of "
-            "highest expected recall, too."
-        )  # fmt: skip
+            f"likeliest here: “{' '.join(words[best : best + width])}”. The most probable tree (probability {tree['probability of the latter']:.2f}) "
+            f"{'is also' if same else 'is not'} the tree of highest expected recall."
+        )
         return Plot(
             range(1, spans + 1), series, "first word of the span", "probability of being a constituent", xlim=(0.5, longest - 0.5),
             ylim=(-0.03, 1.03), text=text,
