@@ -23,7 +23,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import distributed as dist
-from torch import nn
 
 from papercore.lab.paths import write_atomically
 
@@ -142,7 +142,10 @@ def launch(
             _end(run)
             raise
         if run.returncode or not result.is_file():
-            lines = "\n".join(said.strip().splitlines()[-_TAIL:])
+            # What a process itself died of says more than the launcher's summary of the others.
+            told = sorted(Path(folder).glob("*.traceback"), key=lambda path: path.stat().st_mtime_ns)
+            text = told[0].read_text(encoding="utf-8") if told else said
+            lines = "\n".join(text.strip().splitlines()[-_TAIL:])
             raise RuntimeError(
                 f"{processes} processes of {target} ended with status {run.returncode}:\n{lines}"
             )
@@ -167,7 +170,12 @@ def _main(job_file: str) -> None:
     torch.set_num_threads(1)
     module, _, name = job["target"].partition(":")
     processes = Processes.join(job["arguments"].get("device", "cpu"))
-    result = getattr(importlib.import_module(module), name)(processes, **job["arguments"])
+    try:
+        result = getattr(importlib.import_module(module), name)(processes, **job["arguments"])
+    except BaseException:
+        last = Path(job_file).with_name(f"rank-{processes.rank}.traceback")
+        last.write_text(traceback.format_exc(), encoding="utf-8")
+        raise
     if processes.first:
         plain = {k: v for k, v in result.items() if not isinstance(v, np.ndarray)}
         arrays = {f"array_{k}": v for k, v in result.items() if isinstance(v, np.ndarray)}
@@ -176,18 +184,6 @@ def _main(job_file: str) -> None:
             lambda path: np.savez_compressed(path, plain=np.array(json.dumps(plain)), **arrays),  # type: ignore[arg-type]
         )
     processes.wait()
-
-
-def shared_start(model: nn.Module, processes: Processes) -> None:
-    """Give every process the first one's weights and buffers, in place."""
-    if processes.world > 1:
-        for tensor in [*model.parameters(), *model.buffers()]:
-            dist.broadcast(tensor.detach(), src=0)
-
-
-def mean_over(processes: Processes, values: Sequence[float]) -> list[float]:
-    """Means over the processes of equally long lists of numbers."""
-    return [float(one) for one in np.mean(np.array(processes.gather(list(values)), dtype=float), axis=0)]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ Glossary
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -213,9 +212,3 @@ def _batches(
         x = task.train_x[rows, places[:, t]]
         out.append((x.unflatten(1, (k, local_batch)), labels[:, t].unflatten(1, (k, local_batch))))
     return out
-
-
-def finite_mean(values: NDArray[np.float64]) -> float:
-    """Mean over the seeds that did not diverge; NaN when all did."""
-    kept = values[np.isfinite(values)]
-    return float(kept.mean()) if kept.size else math.nan

@@ -20,6 +20,8 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,12 +137,24 @@ def _workers(
         yield lambda job: lambda: train(job)
         return
     # Fresh interpreters: a forked child would inherit torch's threads in an unusable state.
-    pool = concurrent.futures.ProcessPoolExecutor(several, multiprocessing.get_context("spawn"))
+    fresh = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(several, fresh, _end_with, (os.getpid(),))
     try:
         futures = {job: pool.submit(train, job) for job in missing}
         yield lambda job: futures[job].result
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with(parent: int) -> None:
+    """In a worker: end when the process that asked for the work is gone; nobody would take the result."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_all(config: QuickConfig, record: Record, stages: Stages) -> None:
