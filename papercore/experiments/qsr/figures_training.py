@@ -151,20 +151,21 @@ def standard(record: Record) -> Drawn:
     """Accuracy against communication at `standard` scale, one point a schedule."""
     if "standard_grid" not in record.tables:
         raise NotMeasured(f"a record at {record.scale} scale does not hold 'standard_grid'")
-    found = rows(record, "standard_grid")
+    found = [row for row in rows(record, "standard_grid") if row["labels"] in ("clean", "noisy")]
+    kinds = sorted({row["labels"] for row in found})
     with style(height=3.4):
         fig = Figure()
-        axes = np.atleast_1d(fig.subplots(1, len({row["labels"] for row in found}), sharex=True))
-        for ax, labels in zip(axes, sorted({row["labels"] for row in found}), strict=True):
-            part = [row for row in found if row["labels"] == labels]
-            for row in part:
+        axes = np.atleast_1d(fig.subplots(1, len(kinds), sharex=True))
+        for ax, labels in zip(axes, kinds, strict=True):
+            for row in (row for row in found if row["labels"] == labels):
                 index = INDEX.get(row["family"], 3)
-                ax.errorbar([row["share"]], [row["accuracy"]], yerr=[2 * row["se"]], color=COLOURS[index], marker=MARKERS[index])  # fmt: skip
+                error = None if row["se"] is None else [2 * row["se"]]
+                ax.errorbar([row["share"]], [row["accuracy"]], yerr=error, color=COLOURS[index], marker=MARKERS[index])  # fmt: skip
                 ax.annotate(row["schedule"], (row["share"], row["accuracy"]), xytext=(4, 4), textcoords="offset points", fontsize=8)  # fmt: skip
             ax.set(
                 xscale="log", xlabel="share of data parallel, %", ylabel=f"test accuracy, %, {labels} labels"
             )
     best = max(found, key=lambda row: row["accuracy"])
     alt = f"Test accuracy against communication for {len(found)} runs; the highest is {best['schedule']} with {best['accuracy']:.1f} %."
-    caption = f"CIFAR-10, {record.config['workers']} virtual workers, {found[0]['seeds']} seeds; whiskers two standard errors. Left is cheaper, up is better."
+    caption = f"CIFAR-10: {record.notes.get('standard_form', '')} Whiskers: two standard errors. Left is cheaper, up is better."
     return Drawn("fig-qsr-standard", fig, alt, caption)
