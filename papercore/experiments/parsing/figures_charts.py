@@ -96,8 +96,8 @@ def idea(record: Record | None = None) -> Drawn:
     )
     caption = (
         "Left: the probability that a span of words is a constituent, one square for each span, under a small grammar of English that knows nothing of "
-        f"the blank. Right: the words for the blank that follow from it. The most likely classes of the blank: {kinds} (verbs with an object, singular or "
-        "plural past, and so on). To predict the word, the parse is all that one needs, and one can do no better. Drawn by the kernel."
+        f"the blank. Right: the words for the blank that follow from it. The most likely classes of the blank: {kinds} (verbs with an object, in the "
+        "singular here). To predict the word, the parse is all that one needs, and one can do no better. Drawn by the kernel."
     )
     return Drawn("fig-parsing-idea", fig, alt, caption)
 

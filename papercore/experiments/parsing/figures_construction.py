@@ -35,9 +35,10 @@ def layers(record: Record | None = None) -> Drawn:
     attentions = [a[0].sum(0).numpy() for a in model(ids).attentions]
     used = [int((a > 0).sum()) for a in attentions]
     words = [f"{k}" for k in range(n + 1)]
-    with style(height=2.15):
+    with style(height=3.7):
         fig = Figure()
-        axes = fig.subplots(1, len(attentions), sharey=True)
+        grid = fig.subplots(2, n - 1, sharex=True, sharey=True)
+        axes = grid.flatten()
         for ax, layer, scores in zip(axes, model.layers(n), attentions, strict=True):
             shown = np.where(scores > 0, np.log10(np.maximum(scores, 1e-12)), np.nan)
             ax.imshow(shown, cmap="cividis", vmin=-9, vmax=0)
@@ -47,7 +48,8 @@ def layers(record: Record | None = None) -> Drawn:
             ax.grid(color="#eeeeee", linewidth=0.4)
             ax.set_xlim(-0.5, n + 0.5)
             ax.set_ylim(n + 0.5, -0.5)
-        axes[0].set_ylabel("from gap")
+        for row in grid:
+            row[0].set_ylabel("from gap")
     alt = (
         f"{len(attentions)} small matrices of attention from gap to gap, one a layer: {n - 1} inside layers for spans of 2 to {n} words and {n - 1} outside "
         f"layers for {n - 1} words down to 1. In each, only pairs of gaps at the layer's own distance have a score; numbers of them: {', '.join(map(str, used))}."
@@ -128,6 +130,10 @@ def truncation(record: Record) -> Drawn:
                 ax.plot(x, [row[what] for row in some], label=label, **series_style(index))
         axes[0].set(xlabel="in-terminals kept", ylabel="F1 of the trees")
         axes[1].set(xlabel="in-terminals kept", ylabel="perplexity, one masked word", yscale="log")
+        low, high = axes[1].get_ylim()
+        ticks = [t for t in (5, 10, 15, 20, 30, 40, 60, 80, 120, 200) if low <= t <= high]
+        axes[1].set_yticks(ticks, [str(t) for t in ticks])
+        axes[1].set_yticks([], minor=True)
         fig.legend(ncols=4, **LEGEND)
     whole = next(row for row in table if row["F1"] == max(r["F1"] for r in table))
     alt = (
