@@ -104,8 +104,8 @@ class ImageSet:
         wide = mean.round().to(torch.uint8).repeat(len(train_x), *sides, 1)
         wide[:, margin:-margin, margin:-margin] = train_x
         classes = int(max(train_y.max(), test_y.max())) + 1
-        tensors = [t.to(device) for t in (wide, train_y, test_x, test_y, mean, std)]
-        return cls(*tensors, classes=classes, margin=margin)
+        on = [tensor.to(device) for tensor in (wide, train_y, test_x, test_y, mean, std)]
+        return cls(on[0], on[1], on[2], on[3], on[4], on[5], classes, margin)
 
     @classmethod
     def load(
