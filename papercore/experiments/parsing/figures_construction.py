@@ -143,8 +143,8 @@ def truncation(record: Record) -> Drawn:
     )
     caption = (
         f"What is lost when only the most frequent symbols of this book's grammar are kept ({record.config['truncation_tests']} sentences, {record.scale} scale). "
-        "A hand-made grammar has no symbol to spare: without one of them, some sentences have no tree at all, and count with the right-branching one. A "
-        "treebank's grammar is more forgiving (run `standard`). The paper's own curve could not be read; its abstract says more than 70 % F1 on the Penn "
+        "A hand-made grammar has no symbol to spare: without one of them, some sentences have no tree at all, and count with the right-branching one. "
+        "The paper's own curve could not be read; its abstract says more than 70 % F1 on the Penn "
         "Treebank for the moderate construction."
     )
     return Drawn("fig-parsing-truncation", fig, alt, caption)
