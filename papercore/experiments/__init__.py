@@ -37,9 +37,7 @@ CHAPTERS: dict[str, Chapter] = {
     for c in (
         Chapter("mezo", "MeZO: fine-tuning with just forward passes", "Optimisation", "2305.17333"),
         Chapter("qsr", "QSR: synchronise less as the learning rate falls", "Optimisation", "2310.14423"),
-        Chapter(
-            "local_sgd", "Local SGD: fewer averages, flatter minima", "Optimisation", "2303.01215"
-        ),
+        Chapter("local_sgd", "Local SGD: fewer averages, flatter minima", "Optimisation", "2303.01215"),
         Chapter(
             "parsing",
             "Parsing: what a masked language model knows of grammar",
