@@ -18,6 +18,7 @@ TINY = {
     "standard_form": "reduced", "standard_steps": 16, "standard_warmup": 2, "standard_seeds": (0, 1), "standard_workers": 2,
     "standard_local_batch": 2, "standard_measure": 8, "standard_sharpness": 16, "standard_probes": 1, "standard_periods": (4,),
     "standard_train_images": 24, "standard_test_images": 12, "standard_pool": 1, "standard_post_h": 4,
+    "standard_parts": ("clean", "noisy", "shorter"),
 }  # fmt: skip
 
 

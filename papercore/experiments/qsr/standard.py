@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from papercore.experiments.qsr import wall_clock
 from papercore.experiments.qsr.config import StandardConfig
 from papercore.experiments.qsr.standard_settings import Form
 from papercore.lab.image_set import ImageSet
@@ -99,6 +100,10 @@ def run_standard(config: StandardConfig, record: Record, stages: Stages) -> None
                     steps = max(2, round(getattr(form, length) * form.steps))
                     for name in compared(form):
                         runs.setdefault((length, name), []).append(trainer.run("clean", name, steps, seed))
+        if "clock" in config.standard_parts:
+            wall_clock.predict(
+                record, stages, processes=2, steps=config.standard_clock_steps, repeats=config.standard_clock_repeats, seed=config.seed
+            )  # fmt: skip
     finally:
         torch.set_num_threads(threads)
     report(form, record, runs)

@@ -82,10 +82,12 @@ class StandardSettings:
     )
     standard_data: str = option("cifar10", "image set: columns img and label")
     standard_parts: tuple[str, ...] = option(
-        ("clean", "noisy", "shorter"),
-        "what to run: the grid with clean labels, with label noise, shorter runs",
-        choices=("clean", "noisy", "shorter"),
+        ("clean", "noisy", "shorter", "clock"),
+        "what to run: the grid with clean labels, with label noise, shorter runs, real processes timed",
+        choices=("clean", "noisy", "shorter", "clock"),
     )
+    standard_clock_steps: int = option(120, "steps of a timed run of two processes", minimum=20)
+    standard_clock_repeats: int = option(12, "times that every schedule is timed", minimum=1)
     standard_checkpoint: int = option(500, "steps between two saves inside a run", minimum=1)
     standard_train_images: int = option(
         0, "training images; 0: the form's own, as in all fields below", minimum=0
