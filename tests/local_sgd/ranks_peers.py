@@ -5,8 +5,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
-from torch.distributed.optim import PostLocalSGDOptimizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -37,6 +35,10 @@ def ours() -> dict:
 
 
 def of_torch() -> dict:
+    # Imported here: this module of torch warns of a deprecation, and pytest reads every file for its examples.
+    from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+    from torch.distributed.optim import PostLocalSGDOptimizer
+
     model = network()
     pointers = [p.data_ptr() for p in model.parameters()]
     optimizer = PostLocalSGDOptimizer(INNERS["sgd"](model.parameters()), PeriodicModelAverager(period=PERIOD))

@@ -46,7 +46,7 @@ def report(rule: str, ratio: float, h_base: int, decay: str) -> CommReport:
     """Rounds of a thinned ViT-B run.
 
     >>> f"{report('QSR (1/η²)', 2.1875, 4, 'cosine').fraction:.1%}"
-    '10.6%'
+    '10.4%'
     """
     return communication_volume(schedule(rule, ratio, h_base, 1.0), rate(decay), STEPS, warmup_steps=WARMUP)
 
