@@ -106,21 +106,18 @@ class TinyGPTOutput:
     loss: Tensor | None = None
 
 
+Angles = tuple[Tensor, Tensor]  # cosine and sine, [B, T, head_size] each
+
+
 def _empty(kind: type[nn.Module], *args: Any, **kwargs: Any) -> Any:
     # Without the library's own initialisation, which would draw from the global random state.
     return nn.utils.skip_init(kind, *args, **kwargs)
 
 
-def rotate(x: Tensor, position_ids: Tensor, theta: float) -> Tensor:
-    """Turn the two halves of each head as Llama does. x [B, H, T, d], position_ids [B, T] -> [B, H, T, d]."""
-    half = x.shape[-1] // 2
-    frequency = theta ** -(torch.arange(half, dtype=torch.float32, device=x.device) / half)
-    angle = (position_ids[:, None, :, None].float() * frequency).to(
-        x.dtype if x.dtype == torch.float64 else torch.float32
-    )
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    left, right = x[..., :half], x[..., half:]
-    return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the two halves of each head as Llama does. x [B, H, T, d]; cos, sin [B, T, d] -> [B, H, T, d]."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat([-right, left], dim=-1) * sin[:, None]
 
 
 class TinyAttention(nn.Module):
@@ -136,16 +133,16 @@ class TinyAttention(nn.Module):
         self.out_proj = _empty(nn.Linear, width, width, bias=config.bias)
 
     def forward(
-        self, x: Tensor, readable: Tensor | None, position_ids: Tensor, detach_scores: bool
+        self, x: Tensor, readable: Tensor | None, angles: Angles | None, detach_scores: bool
     ) -> Tensor:
-        """x [B, T, D], readable [B, 1, T, T] or None (causal) -> [B, T, D]."""
+        """x [B, T, D], readable [B, 1, T, T] or None (causal), angles for rotate or None -> [B, T, D]."""
         config = self.config
         batch, length, width = x.shape
         q = self.q_proj(x).view(batch, length, config.n_head, -1).transpose(1, 2)  # [B, H, T, d]
         k = self.k_proj(x).view(batch, length, config.kv_heads, -1).transpose(1, 2)
         v = self.v_proj(x).view(batch, length, config.kv_heads, -1).transpose(1, 2)
-        if config.rotary:
-            q, k = rotate(q, position_ids, config.rope_theta), rotate(k, position_ids, config.rope_theta)
+        if angles is not None:
+            q, k = rotate(q, *angles), rotate(k, *angles)
         if config.kv_heads != config.n_head:
             k, v = (t.repeat_interleave(config.n_head // config.kv_heads, dim=1) for t in (k, v))
         if detach_scores:
@@ -199,9 +196,9 @@ class TinyBlock(nn.Module):
         self.mlp = TinyMLP(config)
 
     def forward(
-        self, x: Tensor, readable: Tensor | None, position_ids: Tensor, detach_scores: bool
+        self, x: Tensor, readable: Tensor | None, angles: Angles | None, detach_scores: bool
     ) -> Tensor:
-        x = x + self.attn(self.ln_1(x), readable, position_ids, detach_scores)
+        x = x + self.attn(self.ln_1(x), readable, angles, detach_scores)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -235,6 +232,8 @@ class TinyGPT(nn.Module):
         self.lm_head = (
             None if config.tied else _empty(nn.Linear, config.n_embd, config.vocab_size, bias=False)
         )
+        half = torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
+        self.inv_freq = nn.Buffer(config.rope_theta**-half, persistent=False)  # [head_size / 2]
         self._initialise(torch.Generator().manual_seed(0) if generator is None else generator)
 
     @torch.no_grad()
@@ -289,8 +288,14 @@ class TinyGPT(nn.Module):
         x = self.wte(input_ids)
         if self.wpe is not None:
             x = x + self.wpe(position_ids)
+        angles = None
+        if self.config.rotary:
+            # In float32, as transformers takes them, whatever the model's dtype.
+            angle = position_ids[..., None].float() * self.inv_freq.float()
+            angle = torch.cat([angle, angle], dim=-1)
+            angles = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         for block in self.h:
-            x = block(x, readable, position_ids, detach_scores)
+            x = block(x, readable, angles, detach_scores)
         x = self.ln_f(x)
         logits = F.linear(x, self.wte.weight) if self.lm_head is None else self.lm_head(x)
         if labels is None:
