@@ -9,6 +9,8 @@ The projections are linear layers of their own (linear.py). With "value only" no
 they are and rotary positions need no care. "full" is what the paper leaves out, products of three activations; it turns the
 approximation off, also through rotary positions. "same_position" is the official code's cheaper option: dv = do, without A.
 
+Backend "literal": the simulator's own heads read q, k and v from the tokens' memories (literal_attention.py).
+
 Departures. Grouped keys and values (n_kv_head < n_head), rotary positions and masks for each document are our extensions. A query
 that may see no key (left padding) gets zeros.
 
@@ -28,7 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from papercore.tint.finite_difference import chosen
+from papercore.tint.layout import Layout
 from papercore.tint.linear import BACKENDS
+from papercore.tint.literal_attention import AttentionHeads
 
 __all__ = [
     "ATTENTION_GRADIENTS",
@@ -49,6 +53,16 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """[B, heads, T, d] -> [B, T, heads d]."""
     return x.transpose(1, 2).flatten(2)
+
+
+def checked_backend(backend: str, layout: Layout | None) -> str:
+    """`backend` if it is one, and has the layout it needs."""
+    chosen("backend", backend, BACKENDS)
+    if backend == "literal" and layout is None:
+        raise ValueError(
+            "backend = 'literal' needs a layout: pass layout=Layout(d_model, stack=3 or more, context=...)."
+        )
+    return backend
 
 
 class Rotary:
@@ -115,6 +129,26 @@ class AttentionMemory:
             return self.probabilities
         return attention_probabilities(self.q, self.k, self.allowed, self.scale)
 
+    def turn_back(self, grad: Tensor) -> Tensor:
+        """The gradient before rotary positions from the one after them, [B, heads, T, d]."""
+        if self.rotary is None or self.position_ids is None:
+            return grad
+        return self.rotary(grad, self.position_ids, transpose=True)
+
+    def heads(
+        self, layout: Layout | None, *, signal: Tensor | None = None, restrict: bool = True
+    ) -> AttentionHeads:
+        """The simulator's heads over tokens with these memories, to compute with or to look at; `signal` is do."""
+        if layout is None:
+            raise ValueError(
+                "heads stand in a layout: pass layout=Layout(d_model, stack=3 or more, context=...)."
+            )
+        q, k, v = (merge_heads(x) for x in (self.q, self.k, self.v))
+        counts = self.q.shape[1], self.k.shape[1]
+        return AttentionHeads(
+            layout, q, k, v, self.allowed, self.scale, *counts, signal=signal, restrict=restrict
+        )
+
 
 def repeat_heads(x: Tensor, heads: int) -> Tensor:
     """[B, G, T, d] -> [B, H, T, d]: each key or value head serves H / G query heads that follow each other."""
@@ -163,6 +197,7 @@ class AttentionForward(nn.Module):
         rotary: a Rotary, applied to q and k; None: positions are elsewhere.
         causal: a query sees no later key.
         keep_probabilities: False: A is not kept but computed again on the way back, as the paper does: B H T^2 numbers less.
+        backend, layout, restrict: as LinearOperation.
 
     `forward(q, k, v, attention_mask=None, position_ids=None)` returns (o [B, T, H d], AttentionMemory). position_ids [B, T] are for
     rotary alone, default 0, 1, 2, ...
@@ -186,6 +221,8 @@ class AttentionForward(nn.Module):
         causal: bool = True,
         keep_probabilities: bool = True,
         backend: str = "fused",
+        layout: Layout | None = None,
+        restrict: bool = True,
     ) -> None:
         super().__init__()
         n_kv_head = n_head if n_kv_head is None else n_kv_head
@@ -195,7 +232,7 @@ class AttentionForward(nn.Module):
             )
         self.n_head, self.n_kv_head, self.scale, self.rotary = n_head, n_kv_head, scale, rotary
         self.causal, self.keep_probabilities = causal, keep_probabilities
-        self.backend = chosen("backend", backend, BACKENDS)
+        self.backend, self.layout, self.restrict = checked_backend(backend, layout), layout, restrict
 
     @torch.no_grad()
     def forward(
@@ -207,6 +244,8 @@ class AttentionForward(nn.Module):
         position_ids: Tensor | None = None,
     ) -> tuple[Tensor, AttentionMemory]:
         memory = self.remember(q, k, v, attention_mask, position_ids)
+        if self.backend == "literal":
+            return memory.heads(self.layout, restrict=self.restrict).forward()[0], memory
         if self.keep_probabilities:
             memory.probabilities = memory.attend()
             out = memory.probabilities @ repeat_heads(memory.v, self.n_head)
@@ -254,6 +293,7 @@ class AttentionBackward(nn.Module):
 
     Args:
         grad: "value_only" (the paper: dq and dk are None), "full", or "same_position" (dv = do, dq and dk None).
+        backend, layout, restrict: as LinearOperation.
 
     `forward(grad, memory)` returns (dq [B, T, H d] or None, dk [B, T, G d] or None, dv [B, T, G d]).
 
@@ -263,10 +303,17 @@ class AttentionBackward(nn.Module):
              [0.5000]]]))
     """
 
-    def __init__(self, grad: str = "value_only", backend: str = "fused") -> None:
+    def __init__(
+        self,
+        grad: str = "value_only",
+        backend: str = "fused",
+        layout: Layout | None = None,
+        *,
+        restrict: bool = True,
+    ) -> None:
         super().__init__()
         self.grad = chosen("grad", grad, ATTENTION_GRADIENTS)
-        self.backend = chosen("backend", backend, BACKENDS)
+        self.backend, self.layout, self.restrict = checked_backend(backend, layout), layout, restrict
 
     @torch.no_grad()
     def forward(self, grad: Tensor, memory: AttentionMemory) -> tuple[Tensor | None, Tensor | None, Tensor]:
@@ -274,6 +321,8 @@ class AttentionBackward(nn.Module):
         do = split_heads(grad, heads)
         if self.grad == "same_position":
             return None, None, merge_heads(sum_groups(do, groups))
+        if self.backend == "literal":
+            return self._literal(grad, memory)
         attend = memory.attend()
         dv = sum_groups(attend.mT @ do, groups)
         if self.grad == "value_only":
@@ -282,6 +331,13 @@ class AttentionBackward(nn.Module):
         slope = attend * (slope - (attend * slope).sum(-1, keepdim=True)) * memory.scale
         dq = slope @ repeat_heads(memory.k, heads)
         dk = sum_groups(slope.mT @ memory.q, groups)
-        if memory.rotary is not None and memory.position_ids is not None:
-            dq, dk = (memory.rotary(g, memory.position_ids, transpose=True) for g in (dq, dk))
-        return merge_heads(dq), merge_heads(dk), merge_heads(dv)
+        return merge_heads(memory.turn_back(dq)), merge_heads(memory.turn_back(dk)), merge_heads(dv)
+
+    def _literal(self, grad: Tensor, memory: AttentionMemory) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        heads = memory.heads(self.layout, signal=grad, restrict=self.restrict)
+        dv = heads.backward_value()[0]
+        if self.grad == "value_only":
+            return None, None, dv
+        dq = memory.turn_back(split_heads(heads.backward_query()[0], memory.q.shape[1]))
+        dk = memory.turn_back(split_heads(heads.backward_key()[0], memory.k.shape[1]))
+        return merge_heads(dq), merge_heads(dk), dv

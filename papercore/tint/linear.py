@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from papercore.tint.finite_difference import chosen
+from papercore.tint.layout import Layout
+from papercore.tint.literal import Attention, Trace, linear_attention, run_backward, run_descent, run_forward
 
-__all__ = ["BACKENDS", "LinearBackward", "LinearDescent", "LinearForward"]
+__all__ = ["BACKENDS", "LinearBackward", "LinearDescent", "LinearForward", "LinearOperation"]
 
 BACKENDS = ("fused", "literal")
 
@@ -60,10 +62,46 @@ def _checked(name: str, signal: Tensor, weight: Tensor, axis: int) -> None:
         raise ValueError(f"{weight.shape[0]} weights for {signal.shape[0]} documents: expected one each.")
 
 
-class LinearForward(nn.Module):
+class LinearOperation(nn.Module):
+    """What the three roles share: how they are computed.
+
+    Args:
+        backend: "fused", matrix products, or "literal", attention heads over prefix tokens.
+        layout: of the simulator, for "literal" only. Weights larger than D x D are cut into pieces.
+        restrict: for "literal": leave out the products that change nothing (tokens that ask tokens).
+        attention: for "literal": linear, or a softmax that emulates it (softmax.py).
+    """
+
+    def __init__(
+        self,
+        backend: str = "fused",
+        layout: Layout | None = None,
+        *,
+        restrict: bool = True,
+        attention: Attention = linear_attention,
+    ) -> None:
+        super().__init__()
+        self.backend = chosen("backend", backend, BACKENDS)
+        if backend == "literal" and layout is None:
+            raise ValueError(
+                "backend = 'literal' has prefix tokens, so it needs a layout: pass layout=Layout(d_model, stack=..., context=...)."
+            )
+        self.layout, self.options = layout, {"restrict": restrict, "attention": attention}
+
+    @property
+    def drawn(self) -> Layout:
+        """The layout, which a trace needs."""
+        if self.layout is None:
+            raise ValueError(
+                f"{type(self).__name__} has no layout, so there are no heads to show: pass layout=Layout(...)."
+            )
+        return self.layout
+
+
+class LinearForward(LinearOperation):
     """y = W x + b.
 
-    `forward(x, weight, bias=None)` returns [B, T, D_out].
+    Arguments as LinearOperation. `forward(x, weight, bias=None)` returns [B, T, D_out]; `trace` returns the heads' doings with it.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -73,13 +111,11 @@ class LinearForward(nn.Module):
     tensor([[[11.5000]]])
     """
 
-    def __init__(self, backend: str = "fused") -> None:
-        super().__init__()
-        self.backend = chosen("backend", backend, BACKENDS)
-
     @torch.no_grad()
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         _checked("x", x, weight, -1)
+        if self.backend == "literal":
+            return self.trace(x, weight, bias)[0]
         if weight.dim() == 2:
             if bias is None or bias.dim() == 1:
                 return F.linear(x, weight, bias)
@@ -88,39 +124,42 @@ class LinearForward(nn.Module):
             return torch.bmm(x, weight.mT)
         return torch.baddbmm(per_token(bias), x, weight.mT)
 
+    @torch.no_grad()
+    def trace(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, list[Trace]]:
+        """y by heads, and what the heads of each piece of W did."""
+        return run_forward(self.drawn, x, weight, bias, **self.options)
 
-class LinearBackward(nn.Module):
+
+class LinearBackward(LinearOperation):
     """dx = W^T dy.
 
-    `forward(grad, weight)` returns [B, T, D_in].
+    Arguments as LinearOperation. `forward(grad, weight)` returns [B, T, D_in]; `trace` returns the heads' doings with it.
 
     >>> LinearBackward()(torch.tensor([[[2.0]]]), torch.tensor([[3.0, 4.0]]))
     tensor([[[6., 8.]]])
     """
 
-    def __init__(self, backend: str = "fused") -> None:
-        super().__init__()
-        self.backend = chosen("backend", backend, BACKENDS)
-
     @torch.no_grad()
     def forward(self, grad: Tensor, weight: Tensor) -> Tensor:
         _checked("grad", grad, weight, -2)
-        return grad @ weight
+        return self.trace(grad, weight)[0] if self.backend == "literal" else grad @ weight
+
+    @torch.no_grad()
+    def trace(self, grad: Tensor, weight: Tensor) -> tuple[Tensor, list[Trace]]:
+        """dx by heads, and what the heads of each piece of W did."""
+        return run_backward(self.drawn, grad, weight, **self.options)
 
 
-class LinearDescent(nn.Module):
+class LinearDescent(LinearOperation):
     """The change of W and b by one step: -eta sum over t of dy_t x_t^T, and of dy_t.
 
-    `forward(x, grad, mask, lr)` returns (change_weight [B, D_out, D_in], change_bias [B, D_out]), one a document.
+    Arguments as LinearOperation. `forward(x, grad, mask, lr)` returns (change_weight [B, D_out, D_in], change_bias [B, D_out]), one a
+    document; `trace` returns the heads' doings with them.
 
     >>> x, grad = torch.tensor([[[1.0, 2.0], [5.0, 5.0]]]), torch.tensor([[[3.0], [7.0]]])
     >>> LinearDescent()(x, grad, torch.tensor([[True, False]]), 0.1)
     (tensor([[[-0.3000, -0.6000]]]), tensor([[-0.3000]]))
     """
-
-    def __init__(self, backend: str = "fused") -> None:
-        super().__init__()
-        self.backend = chosen("backend", backend, BACKENDS)
 
     @torch.no_grad()
     def forward(
@@ -130,5 +169,17 @@ class LinearDescent(nn.Module):
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, grad {tuple(grad.shape)}: expected [B, T, D_in] and [B, T, D_out]."
             )
+        if self.backend == "literal":
+            return self.trace(x, grad, mask, lr)[:2]
         step = counted(grad, mask, lr)
         return torch.bmm(step.mT, x), step.sum(1)
+
+    @torch.no_grad()
+    def trace(
+        self, x: Tensor, grad: Tensor, mask: Tensor | None, lr: float | Tensor
+    ) -> tuple[Tensor, Tensor, list[Trace]]:
+        """The changes by heads, and what the heads of each piece of W did."""
+        if isinstance(lr, Tensor):
+            # -eta is the scale of W_V, one for all documents: what differs between them goes with the gradient.
+            grad, lr = counted(grad, None, -lr), 1.0
+        return run_descent(self.drawn, x, grad, mask, lr, **self.options)

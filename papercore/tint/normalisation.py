@@ -8,8 +8,9 @@ Why a difference along h is the gradient: the Jacobian of f, (I - 1 1^T / D - f 
 the same without 1 1^T. With gamma inside f it would not be. Switches: a forward difference (the paper), a central one, or the closed
 form.
 
-Departures. gamma is a vector here. The paper's construction stores diag(gamma) and treats it as a linear layer; the official
-descent then also writes the off-diagonal entries, several times larger than the diagonal ones. sigma holds the model's own epsilon
+Departures. gamma is a vector here, and so it stays. The paper's construction stores diag(gamma) and treats it as a linear layer
+(backend "literal" does too); the official descent then also writes the off-diagonal entries, several times larger than the diagonal
+ones. Ours lets a gate pass the diagonal alone: prefix k has row k S + s, so the entry is at a place that its position tells. sigma holds the model's own epsilon
 ("eps"), which the official code fixes at 1e-5. RMS norm is our extension.
 
 Glossary
@@ -28,7 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from papercore.tint.finite_difference import GRADIENTS, checked_epsilon, chosen, directional_derivative
-from papercore.tint.linear import BACKENDS, counted, per_token
+from papercore.tint.layout import Layout
+from papercore.tint.linear import LinearBackward, LinearDescent, LinearForward, counted, per_token
 
 __all__ = ["KINDS", "LayerNormBackward", "LayerNormDescent", "LayerNormForward", "NormMemory", "normalise"]
 
@@ -62,6 +64,7 @@ class LayerNormForward(nn.Module):
     Args:
         kind: "layernorm" or "rmsnorm".
         eps: added to the variance, the auxiliary's own.
+        backend, layout: as LinearOperation.
 
     `forward(x, weight, bias=None)` returns (y [B, T, D], NormMemory).
 
@@ -70,18 +73,23 @@ class LayerNormForward(nn.Module):
     (tensor([[[-2.,  2.]]]), tensor([[[1.]]]))
     """
 
-    def __init__(self, kind: str = "layernorm", eps: float = 1e-5, backend: str = "fused") -> None:
+    def __init__(
+        self, kind: str = "layernorm", eps: float = 1e-5, backend: str = "fused", layout: Layout | None = None
+    ) -> None:
         super().__init__()
         self.kind, self.eps = chosen("kind", kind, KINDS), eps
-        self.backend = chosen("backend", backend, BACKENDS)
+        self.linear = LinearForward(backend, layout)
 
     @torch.no_grad()
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, NormMemory]:
         normalised, sigma = normalise(x, self.kind, self.eps)
+        memory = NormMemory(normalised, x, sigma, self.kind, self.eps)
+        if self.linear.backend == "literal":
+            return self.linear(normalised, weight.diag_embed(), bias), memory
         y = normalised * per_token(weight)
         if bias is not None:
             y = y + per_token(bias)
-        return y, NormMemory(normalised, x, sigma, self.kind, self.eps)
+        return y, memory
 
 
 class LayerNormBackward(nn.Module):
@@ -91,6 +99,7 @@ class LayerNormBackward(nn.Module):
         grad: "finite_difference" (the paper), "central" or "exact".
         fd_eps: epsilon.
         relative: epsilon relative to the size of each token's gradient and input.
+        backend, layout: as LinearOperation.
 
     `forward(grad, memory, weight)` returns [B, T, D].
 
@@ -108,18 +117,19 @@ class LayerNormBackward(nn.Module):
         fd_eps: float = 1e-2,
         relative: bool = False,
         backend: str = "fused",
+        layout: Layout | None = None,
     ) -> None:
         super().__init__()
-        self.grad, self.fd_eps, self.relative = (
-            chosen("grad", grad, GRADIENTS),
-            checked_epsilon(fd_eps),
-            relative,
-        )
-        self.backend = chosen("backend", backend, BACKENDS)
+        self.grad, self.relative = chosen("grad", grad, GRADIENTS), relative
+        self.fd_eps = checked_epsilon(fd_eps)
+        self.linear = LinearBackward(backend, layout)
 
     @torch.no_grad()
     def forward(self, grad: Tensor, memory: NormMemory, weight: Tensor) -> Tensor:
-        h = grad * per_token(weight)
+        if self.linear.backend == "literal":
+            h = self.linear(grad, weight.diag_embed())
+        else:
+            h = grad * per_token(weight)
         if self.grad == "exact":
             normalised = memory.normalised
             inner = h - normalised * (h * normalised).mean(-1, keepdim=True)
@@ -140,20 +150,23 @@ class LayerNormBackward(nn.Module):
 class LayerNormDescent(nn.Module):
     """The change of gamma and beta by one step; `bias` changes only if the caller wants it.
 
-    `forward(grad, memory, mask, lr)` returns (change_weight [B, D], change_bias [B, D]).
+    Arguments as LinearOperation. `forward(grad, memory, mask, lr)` returns (change_weight [B, D], change_bias [B, D]).
 
     >>> memory = LayerNormForward(eps=0.0)(torch.tensor([[[3.0, 5.0]]]), torch.ones(2))[1]
     >>> LayerNormDescent()(torch.tensor([[[1.0, 2.0]]]), memory, None, 0.5)
     (tensor([[ 0.5000, -1.0000]]), tensor([[-0.5000, -1.0000]]))
     """
 
-    def __init__(self, backend: str = "fused") -> None:
+    def __init__(self, backend: str = "fused", layout: Layout | None = None) -> None:
         super().__init__()
-        self.backend = chosen("backend", backend, BACKENDS)
+        self.linear = LinearDescent(backend, layout)
 
     @torch.no_grad()
     def forward(
         self, grad: Tensor, memory: NormMemory, mask: Tensor | None, lr: float | Tensor
     ) -> tuple[Tensor, Tensor]:
+        if self.linear.backend == "literal":
+            change, change_bias = self.linear(memory.normalised, grad, mask, lr)
+            return change.diagonal(dim1=-2, dim2=-1), change_bias
         step = counted(grad, mask, lr)
         return (step * memory.normalised).sum(1), step.sum(1)
