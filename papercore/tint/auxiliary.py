@@ -22,10 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from papercore.tint.attention import Rotary
+
 KNOWN = "GPT2LMHeadModel, OPTForCausalLM (pre-LN) and LlamaForCausalLM of transformers, and TinyGPT of papercore.tint"
 
 
-@dataclass(frozen=True)
+PieceKey = tuple[str, str, tuple[int, int] | None]
+
+
+@dataclass(frozen=True, eq=False)
 class LinearWeights:
     """A linear layer of the auxiliary, or rows of one (GPT-2 keeps queries, keys and values in one matrix)."""
 
@@ -34,6 +39,10 @@ class LinearWeights:
     bias: Tensor | None
     is_transposed: bool = False  # stored [D_in, D_out] as Conv1D does
     rows: tuple[int, int] | None = None  # of the [D_out, D_in] matrix; None: all
+
+    def key(self, part: str) -> PieceKey:
+        """What names the weight or the bias of these rows: (module, "weight" or "bias", rows)."""
+        return self.name, part, self.rows
 
     def matrix(self) -> Tensor:
         """[D_out, D_in], a view of the auxiliary's tensor."""
@@ -53,7 +62,7 @@ class LinearWeights:
         return stored if self.rows is None else stored[..., self.rows[0] : self.rows[1]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NormWeights:
     """A layer norm (scale and bias) or an RMS norm (scale alone); weight and bias [D] or None."""
 
@@ -63,8 +72,12 @@ class NormWeights:
     kind: str  # "layernorm" or "rmsnorm"
     eps: float
 
+    def key(self, part: str) -> PieceKey:
+        """What names the scale or the bias: (module, "weight" or "bias", None)."""
+        return self.name, part, None
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class BlockWeights:
     """x + attention(norm_1(x)), then x + MLP(norm_2(x))."""
 
@@ -82,19 +95,10 @@ class BlockWeights:
     attention_name: str
     activation_name: str
 
-
-@dataclass(frozen=True)
-class Rotary:
-    """Rotary positions: the model's own frequencies [head_size / 2] and the factor on cosine and sine."""
-
-    frequency: Tensor
-    factor: float = 1.0
-
-    def angles(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosine and sine [B, T, head_size] of position_ids [B, T], taken in float32 as transformers takes them."""
-        angle = position_ids[..., None].float() * self.frequency.to(position_ids.device, torch.float32)
-        angle = torch.cat([angle, angle], dim=-1)
-        return (angle.cos() * self.factor).to(dtype), (angle.sin() * self.factor).to(dtype)
+    def linears(self) -> Iterator[LinearWeights]:
+        yield from (self.query, self.key, self.value, self.output, self.fc_in, self.fc_out)
+        if self.fc_gate is not None:
+            yield self.fc_gate
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from papercore.tint.auxiliary import Auxiliary, BlockWeights, LinearWeights, NormWeights, Rotary
+from papercore.tint.activation import ACTIVATIONS
+from papercore.tint.attention import Rotary
+from papercore.tint.auxiliary import Auxiliary, BlockWeights, LinearWeights, NormWeights
 
-# What a library calls an activation, and what papercore.tint calls it.
-ACTIVATION_NAMES = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_new",
-    "gelu_pytorch_tanh": "gelu_new",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-}
 # Rotary scalings whose frequencies do not depend on the length of the input.
 _STEADY_ROTARY = ("default", "linear", "llama3", "yarn")
 
@@ -35,12 +28,12 @@ def _norm(name: str, module: Any, kind: str, eps: float) -> NormWeights:
 
 
 def _activation(name: str, module_name: str) -> str:
-    if name not in ACTIVATION_NAMES:
+    if name not in ACTIVATIONS:
         raise NotImplementedError(
             f"TinT does not simulate the activation {name!r} of {module_name}; it simulates "
-            f"{', '.join(ACTIVATION_NAMES)}"
+            f"{', '.join(ACTIVATIONS)}"
         )
-    return ACTIVATION_NAMES[name]
+    return name
 
 
 def _names(model: nn.Module) -> tuple[str, ...]:

@@ -290,8 +290,9 @@ class TinyGPT(nn.Module):
             x = x + self.wpe(position_ids)
         angles = None
         if self.config.rotary:
-            # In float32, as transformers takes them, whatever the model's dtype.
-            angle = position_ids[..., None].float() * self.inv_freq.float()
+            # In float32 at least: half precision has no fraction left at positions of thousands.
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            angle = position_ids[..., None].to(dtype) * self.inv_freq.to(dtype)
             angle = torch.cat([angle, angle], dim=-1)
             angles = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         for block in self.h:
