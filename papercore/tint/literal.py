@@ -76,10 +76,11 @@ class Reading:
         read = extended[..., self.index.to(extended.device)].transpose(1, 2)
         return read if self.scale == 1.0 else read * self.scale
 
-    def matrix(self, layout: Layout) -> tuple[Tensor, Tensor]:
+    def matrix(self, layout: Layout, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """The same as a dense projection: weight [heads, D_sim + P, d] and bias [heads, d]; nearly all zeros."""
         size = layout.d_sim + layout.n_position
-        columns = torch.nn.functional.one_hot(self.index, size + 2).to(torch.get_default_dtype()) * self.scale
+        columns = torch.nn.functional.one_hot(self.index, size + 2).to(dtype or torch.get_default_dtype())
+        columns = columns * self.scale
         return columns[..., :size].transpose(1, 2), columns[..., size + 1]
 
 
