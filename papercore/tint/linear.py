@@ -37,6 +37,12 @@ def per_token(vector: Tensor) -> Tensor:
     return vector.unsqueeze(1) if vector.dim() == 2 else vector
 
 
+def checked_vector(name: str, vector: Tensor | None, width: int) -> None:
+    """ValueError unless `vector` is None, [width] or [B, width]."""
+    if vector is not None and (vector.dim() not in (1, 2) or vector.shape[-1] != width):
+        raise ValueError(f"{name} has shape {tuple(vector.shape)}: expected [D] or [B, D], D = {width}.")
+
+
 def counted(grad: Tensor, mask: Tensor | None, lr: float | Tensor) -> Tensor:
     """-eta dy, zero where the token does not count: the one factor that every descent needs."""
     if isinstance(lr, Tensor) and lr.dim() == 1:
@@ -114,6 +120,7 @@ class LinearForward(LinearOperation):
     @torch.no_grad()
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         _checked("x", x, weight, -1)
+        checked_vector("bias", bias, weight.shape[-2])
         if self.backend == "literal":
             return self.trace(x, weight, bias)[0]
         if weight.dim() == 2:

@@ -30,7 +30,14 @@ from torch import Tensor, nn
 
 from papercore.tint.finite_difference import GRADIENTS, checked_epsilon, chosen, directional_derivative
 from papercore.tint.layout import Layout
-from papercore.tint.linear import LinearBackward, LinearDescent, LinearForward, counted, per_token
+from papercore.tint.linear import (
+    LinearBackward,
+    LinearDescent,
+    LinearForward,
+    checked_vector,
+    counted,
+    per_token,
+)
 
 __all__ = ["KINDS", "LayerNormBackward", "LayerNormDescent", "LayerNormForward", "NormMemory", "normalise"]
 
@@ -82,6 +89,8 @@ class LayerNormForward(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, NormMemory]:
+        checked_vector("weight", weight, x.shape[-1])
+        checked_vector("bias", bias, x.shape[-1])
         normalised, sigma = normalise(x, self.kind, self.eps)
         memory = NormMemory(normalised, x, sigma, self.kind, self.eps)
         if self.linear.backend == "literal":
@@ -126,6 +135,11 @@ class LayerNormBackward(nn.Module):
 
     @torch.no_grad()
     def forward(self, grad: Tensor, memory: NormMemory, weight: Tensor) -> Tensor:
+        if grad.shape != memory.x.shape:
+            raise ValueError(
+                f"grad has shape {tuple(grad.shape)}: expected that of the norm's input, {tuple(memory.x.shape)}."
+            )
+        checked_vector("weight", weight, grad.shape[-1])
         if self.linear.backend == "literal":
             h = self.linear(grad, weight.diag_embed())
         else:

@@ -30,7 +30,7 @@ def test_dense_projections_do_the_same(heads) -> None:
     whole = torch.cat([state, position], -1)
 
     def project(reading):
-        weight, bias = reading.matrix(LAYOUT)
+        weight, bias = reading.matrix(LAYOUT, torch.float64)
         return torch.einsum("bnx,hxd->bhnd", whole, weight) + bias[:, None]
 
     query, key, value = (project(r) for r in (heads.query, heads.key, heads.value))
