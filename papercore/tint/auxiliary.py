@@ -64,10 +64,10 @@ class LinearWeights:
 
 @dataclass(frozen=True, eq=False)
 class NormWeights:
-    """A layer norm (scale and bias) or an RMS norm (scale alone); weight and bias [D] or None."""
+    """A layer norm (scale and bias) or an RMS norm (scale alone); weight [D], bias [D] or None."""
 
     name: str
-    weight: Tensor | None
+    weight: Tensor
     bias: Tensor | None
     kind: str  # "layernorm" or "rmsnorm"
     eps: float
@@ -167,9 +167,8 @@ def read_auxiliary(model: nn.Module) -> Auxiliary:
     ('h.0.attn.v_proj', True)
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"the auxiliary must be an nn.Module, given {type(model).__name__}; pass one of {KNOWN}"
-        )
+        given = repr(model) if isinstance(model, str) else type(model).__name__
+        raise TypeError(f"the auxiliary must be an nn.Module, given {given}; pass one of {KNOWN}")
     from papercore.tint import families
 
     readers: dict[str, Callable[[Any], Auxiliary]] = {
@@ -187,11 +186,12 @@ def read_auxiliary(model: nn.Module) -> Auxiliary:
             f"TinT does not simulate {type(model).__name__}{where}; it simulates {KNOWN}. Post-LN blocks, "
             "cross-attention, ALiBi and relative positions are not simulated"
         )
-    _refuse_dropout(model)
+    refuse_dropout(model)
     return reader(model)
 
 
-def _refuse_dropout(model: nn.Module) -> None:
+def refuse_dropout(model: nn.Module) -> None:
+    """ValueError where the model is in training mode and drops units out."""
     if not model.training:
         return
     drops = [

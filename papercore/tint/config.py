@@ -81,6 +81,7 @@ class TinTConfig:
 
     Raises:
         ValueError: a value that is not allowed; the message lists those that are.
+        TypeError: a step that is no number.
 
     >>> TinTConfig(ln_grad="exakt")
     Traceback (most recent call last):
@@ -115,6 +116,10 @@ class TinTConfig:
         for name in ("n_layers", "mlp_chunks", "heads"):
             if getattr(self, name) is not None:
                 self._at_least_one(name)
+        for name in ("inner_lr", "fd_eps"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise TypeError(f"{name} = {value!r}: expected a number.")
         if not (math.isfinite(self.inner_lr) and self.inner_lr >= 0):
             raise ValueError(f"inner_lr = {self.inner_lr}: expected a finite number of at least 0.")
         checked_epsilon(self.fd_eps)

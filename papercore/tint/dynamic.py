@@ -50,11 +50,10 @@ def _linear(x: Tensor, weights: LinearWeights, trained: Trained) -> Tensor:
 
 
 def _norm(x: Tensor, weights: NormWeights, trained: Trained) -> Tensor:
-    tensors = {"weight": weights.weight, "bias": weights.bias}
-    scale, shift = (
-        trained.get(weights.key(part), None if tensor is None else tensor.detach())
-        for part, tensor in tensors.items()
-    )
+    scale = trained.get(weights.key("weight"), weights.weight.detach())
+    shift = trained.get(weights.key("bias"))
+    if shift is None and weights.bias is not None:
+        shift = weights.bias.detach()
     if weights.kind == "rmsnorm":
         return F.rms_norm(x, x.shape[-1:], scale, weights.eps)
     return F.layer_norm(x, x.shape[-1:], scale, shift, weights.eps)

@@ -24,6 +24,8 @@ def _linear(name: str, module: Any, **how: Any) -> LinearWeights:
 
 
 def _norm(name: str, module: Any, kind: str, eps: float) -> NormWeights:
+    if module.weight is None:
+        raise NotImplementedError(f"TinT does not simulate a norm without a scale: {name}")
     return NormWeights(name, module.weight, getattr(module, "bias", None), kind, eps)
 
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from papercore.tint.auxiliary import Auxiliary, read_auxiliary
+from papercore.tint.auxiliary import Auxiliary, read_auxiliary, refuse_dropout
 from papercore.tint.blocks import (
     BlockMemory,
     Branch,
@@ -173,6 +173,10 @@ class TinTModel(Branch):
             ValueError: sizes that do not divide each other, more layers than there are, dropout in training mode, finite
                 differences in half precision.
         """
+        if config is not None and not isinstance(config, TinTConfig):
+            raise TypeError(
+                f"config is {type(config).__name__}: expected a TinTConfig, such as TinTConfig(inner_lr=1e-3)."
+            )
         return cls(model, TinTConfig() if config is None else config)
 
     def _check_precision(self) -> None:
@@ -181,8 +185,8 @@ class TinTModel(Branch):
             return
         if torch.finfo(dtype).bits < 32:
             raise ValueError(
-                f"the auxiliary is {dtype}, in which a finite difference is all rounding error: call model.float(), or set "
-                "ln_grad='exact' and act_grad='exact'."
+                f"the auxiliary is {dtype}, in which a finite difference is all rounding error: call model.float() (float32), "
+                "or set ln_grad='exact' and act_grad='exact'."
             )
         if dtype == torch.float32 and config.fd_eps < 1e-5 and not config.fd_relative:
             warnings.warn(
@@ -224,6 +228,7 @@ class TinTModel(Branch):
         Warns:
             UserWarning: a document has training tokens but no target, or a loss more than doubled.
         """
+        refuse_dropout(self._source[0])
         self._check_precision()
         targets = checked_targets(
             self.auxiliary,
@@ -296,7 +301,7 @@ class TinTModel(Branch):
         config, head, n = self.config, self.auxiliary.head, targets.length
         lr: float | Tensor = config.inner_lr
         if config.reduction == "mean":
-            lr = (config.inner_lr / targets.n_train.clamp(min=1)).to(x.dtype)
+            lr = config.inner_lr / targets.n_train.clamp(min=1).to(x.dtype)
         changes = Changes(weights, targets.context[:, :n], lr)
         h, memory = self._final_norm[0].run(x, weights)
         grad = loss_gradient(

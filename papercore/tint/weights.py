@@ -66,7 +66,7 @@ def trained_pieces(
                 yield Piece(weights, "bias")
 
     def norm(weights: NormWeights) -> Iterator[Piece]:
-        if update_layernorm == "all" and weights.weight is not None:
+        if update_layernorm == "all":
             yield Piece(weights, "weight")
         if update_layernorm != "none" and weights.bias is not None:
             yield Piece(weights, "bias")
@@ -113,9 +113,7 @@ class DocumentWeights:
         return None if base is None else self._now(base, linear.key("bias"))
 
     def scale(self, norm: NormWeights) -> Tensor:
-        """[D] or [B, D]; ones where the norm has no scale."""
-        if norm.weight is None:
-            raise NotImplementedError(f"TinT does not simulate a norm without a scale: {norm.name}")
+        """[D] or [B, D]."""
         return self._now(norm.weight.detach(), norm.key("weight"))
 
     def shift(self, norm: NormWeights) -> Tensor | None:
