@@ -9,28 +9,32 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, TypeVar
 
-from papercore.lab.config import Config
 from papercore.lab.progress import progress
+
+Item = TypeVar("Item", bound=Hashable)
 
 
 def sweep(
-    run_one: Callable[[Config], str],
-    configs: Sequence[Config],
+    run_one: Callable[[Item], str],
+    configs: Sequence[Item],
     *,
     jobs: int = 1,
     dask: str | None = None,
     executor: concurrent.futures.Executor | None = None,
-) -> Iterator[tuple[Config, str | BaseException]]:
+    text: str = "sweep",
+) -> Iterator[tuple[Item, str | BaseException]]:
     """Run every config; yield (config, what `run_one` returned or the exception that it raised) as each ends.
 
     Args:
         run_one: importable function of one config (it travels to other processes by name).
+        configs: configs, or anything else that can be hashed and pickled, such as the parts of one run.
         jobs: processes of the local pool.
         dask: address of a Dask scheduler to submit to instead.
         executor: any executor to use as it is; it is not shut down here.
+        text: what the progress bar says.
 
     Raises:
         ValueError: jobs < 1. ImportError: `dask` without the package distributed.
@@ -52,12 +56,12 @@ def sweep(
         # Fresh interpreters: a forked child would inherit torch's threads in an unusable state.
         fresh = multiprocessing.get_context("spawn")
         executor = pool = concurrent.futures.ProcessPoolExecutor(jobs, fresh, _leave_interrupts_alone)
-    futures: dict[concurrent.futures.Future[str], Config] = {}
+    futures: dict[concurrent.futures.Future[str], Item] = {}
     try:
         # A config that stands there twice is run once: two runs of it would write the same files.
         for config in dict.fromkeys(configs):
             futures[executor.submit(run_one, config)] = config
-        for future in progress(concurrent.futures.as_completed(futures), "sweep", total=len(futures)):
+        for future in progress(concurrent.futures.as_completed(futures), text, total=len(futures)):
             raised = future.exception()
             yield futures[future], raised if raised is not None else future.result()
     finally:

@@ -78,9 +78,10 @@ class Comparison:
     def sample(self, shots: int, seed: int) -> Examples:
         return few_shot(shots, seed).to(self.config.torch_device())
 
-    def runs(self, name: str, shots: int, at: Sequence[int], seeds: Sequence[int]) -> list[Run]:
-        """One arm over seeds; an arm without a grid of its own keeps the learning rate of `full`."""
+    def runs(self, name: str, shots: int, seeds: Sequence[int]) -> list[Run]:
+        """One arm over seeds, with a learning curve where k is largest; one without a grid has the learning rate of `full`."""
         arm = ARMS[name]
+        at = self.eval_at if shots == self.k else (0,)
         start = self.model if arm.pretrained else self.untrained
         lr = self.rates[name] if arm.grid else self.rates["full"]
 
@@ -102,6 +103,14 @@ class Comparison:
         ]
 
 
+def all_runs(config: QuickConfig, seeds: Sequence[int], few: Sequence[int]) -> list[tuple[str, int, int]]:
+    """(arm, examples per topic, seed) of every MeZO run of `compare`: they do not need one another."""
+    most = max(config.shots)
+    runs = [(name, most, seed) for name in (*MAIN_ARMS, *BUDGET_ARMS) for seed in seeds]
+    runs += [(name, most, seed) for name in VARIATIONS for seed in few]
+    return runs + [(name, k, seed) for k in config.shots if k != most for name in SHOT_ARMS for seed in seeds]
+
+
 def area(run: Run, least: float = 1) -> float:
     """Mean test accuracy along the learning curve from step `least` on: how fast and how far in one number."""
     return float(
@@ -111,9 +120,9 @@ def area(run: Run, least: float = 1) -> float:
 
 def compare(shared: Comparison, record: Record) -> None:
     """Run everything and fill the record."""
-    results = {name: shared.runs(name, shared.k, shared.eval_at, shared.seeds) for name in MAIN_ARMS}
-    results |= {name: shared.runs(name, shared.k, shared.eval_at, shared.seeds) for name in BUDGET_ARMS}
-    results |= {name: shared.runs(name, shared.k, shared.eval_at, shared.few) for name in VARIATIONS}
+    results = {name: shared.runs(name, shared.k, shared.seeds) for name in MAIN_ARMS}
+    results |= {name: shared.runs(name, shared.k, shared.seeds) for name in BUDGET_ARMS}
+    results |= {name: shared.runs(name, shared.k, shared.few) for name in VARIATIONS}
     _references(shared, record, results)
     _curves(shared, record, results)
     _arms(shared, record, results)
@@ -149,7 +158,7 @@ def _references(shared: Comparison, record: Record, results: dict[str, list[Run]
             "fine-tuning (Adam)": shared.over_seeds("adam_ft", shots, tuned),
         }
         for name in SHOT_ARMS:
-            done = results[name] if shots == shared.k else shared.runs(name, shots, (0,), shared.seeds)
+            done = results[name] if shots == shared.k else shared.runs(name, shots, shared.seeds)
             values[f"MeZO {name}"] = [run["final"] for run in done]
         for name, numbers in values.items():
             s = summarize(numbers)
@@ -263,7 +272,7 @@ def compare_checkpoints(shared: Comparison, record: Record, checkpoints: dict[in
             return {"mezo": tuned, "icl": shown, "zero": zero_shot(start, shared.test)}
 
         if step == final:
-            again = shared.runs("full", shared.k, shared.eval_at, shared.few)
+            again = shared.runs("full", shared.k, shared.few)
             shown = shared.over_seeds("icl", shared.k, _never)[: len(shared.few)]
             zero = shared.stages.get("zero_shot", _never)["final"]
             got = {"mezo": [run["final"] for run in again], "icl": shown, "zero": zero}

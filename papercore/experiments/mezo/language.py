@@ -81,11 +81,11 @@ class Examples:
 
     def prompted(self) -> Tensor:
         """`<6 words> it was`: [N, 8]; the next token should be the label word."""
-        return torch.cat([self.words, torch.tensor([IT, WAS]).expand(len(self), 2)], dim=1)
+        return torch.cat([self.words, self.words.new_tensor([IT, WAS]).expand(len(self), 2)], dim=1)
 
     def unprompted(self) -> Tensor:
         """`<6 words> <token never seen>`: [N, 7]; a new head reads the last state."""
-        return torch.cat([self.words, torch.full((len(self), 1), UNSEEN)], dim=1)
+        return torch.cat([self.words, self.words.new_full((len(self), 1), UNSEEN)], dim=1)
 
     def to(self, device: torch.device) -> Examples:
         return Examples(self.words.to(device), self.topics.to(device))

@@ -5,7 +5,9 @@ Learning rates come from `tuning.json`, a record made by `tuning.py` on other se
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,19 @@ import torch
 
 from papercore.experiments.mezo import closed_forms, theory
 from papercore.experiments.mezo.arms import few_shot, pretrain, test_sentences
-from papercore.experiments.mezo.comparison import Comparison, compare, compare_checkpoints
+from papercore.experiments.mezo.comparison import Comparison, all_runs, compare, compare_checkpoints
 from papercore.experiments.mezo.config import QuickConfig
 from papercore.experiments.mezo.language import SEGMENT, TOPICS, VOCABULARY, bayes_accuracy
 from papercore.experiments.mezo.replaying import log_and_replay
 from papercore.experiments.mezo.step_memory import step_memory
 from papercore.lab.decoder import Decoder, DecoderConfig
+from papercore.lab.progress import say
 from papercore.lab.record import Record
 from papercore.lab.stages import Stages
+from papercore.lab.sweep import sweep
 
 TUNING = Path(__file__).with_name("tuning.json")
+PROCESSES = 4  # at most: what a laptop's memory bears
 CHECKPOINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOMENTS = (
     (50, 1, "gaussian"),
@@ -104,36 +109,75 @@ def run_quick(config: QuickConfig, record: Record, stages: Stages) -> None:
         1
     )  # the tensors are small: more threads only wait for each other, and the sums stay in one order
     try:
-        _few_shot_part(config, record, stages)
+        # Results are the same for any number of processes. A GPU is not shared; each process takes about half a GiB.
+        processes = min(threads, PROCESSES) if config.torch_device().type == "cpu" else 1
+        _few_shot_part(config, record, stages, processes)
         _theory_part(config, record, stages)
     finally:
         torch.set_num_threads(threads)
 
 
-def _few_shot_part(config: QuickConfig, record: Record, stages: Stages) -> None:
+def shared_by_runs(config: QuickConfig, stages: Stages) -> tuple[Comparison, dict[int, Decoder]]:
+    """What every run needs, and the model after each share of its pretraining, by step."""
     device, base = config.torch_device(), 1000 * config.seed
-    weights = pretrained(config, base, stages)
-    models = {step: with_weights(config, base, state) for step, state in weights.items()}
-    test = test_sentences(config.tests, base)
-    record.metric("bayes", bayes_accuracy(test), "exact")
-    record.metric("weights", sum(p.numel() for p in models[0].parameters()), "exact")
-    test = test.to(device)
+    models = {
+        step: with_weights(config, base, state) for step, state in pretrained(config, base, stages).items()
+    }
+    test = test_sentences(config.tests, base).to(device)
     seeds = tuple(base + i for i in range(config.seeds))
-    shared = Comparison(
-        config, stages, models[max(models)], models[0], test, seeds, seeds[:3], chosen_rates()
-    )
+    last = models[max(models)]
+    return Comparison(config, stages, last, models[0], test, seeds, seeds[:3], chosen_rates()), models
+
+
+def _few_shot_part(config: QuickConfig, record: Record, stages: Stages, processes: int) -> None:
+    shared, models = shared_by_runs(config, stages)
+    base = shared.seeds[0]
+    record.metric("bayes", bayes_accuracy(test_sentences(config.tests, base)), "exact")
+    record.metric("weights", sum(p.numel() for p in models[0].parameters()), "exact")
+    if processes > 1:
+        runs_in_processes(shared, processes)
     compare(shared, record)
     compare_checkpoints(shared, record, models)
 
     def part() -> dict[str, Any]:
-        data = few_shot(shared.k, base).to(device)
-        return log_and_replay(shared.model, shared.rates["full"], data, test, steps=config.steps, seed=base)
+        data = few_shot(shared.k, base).to(shared.test.words.device)
+        return log_and_replay(
+            shared.model, shared.rates["full"], data, shared.test, steps=config.steps, seed=base
+        )
 
     replayed = stages.get("replay", part)
     record.metric("replay_largest_difference", replayed["difference"], "exact")
     record.metric("log_bytes_20000_steps", replayed["bytes_20000"], "rel:0.02")
     record.array("replay_at", replayed["at"])
     record.array("replay_accuracy", replayed["accuracy"])
+
+
+def runs_in_processes(shared: Comparison, processes: int) -> None:
+    """Make the runs of the comparison several at a time; each leaves its result where `compare` will look for it.
+
+    Raises:
+        what a run raises.
+    """
+    config, root = shared.config, str(shared.stages.root)
+    items = [(config, root, *run) for run in all_runs(config, shared.seeds, shared.few)]
+    for (_, _, name, shots, seed), outcome in sweep(_one_run, items, jobs=processes, text="few-shot runs"):
+        if isinstance(outcome, BaseException):
+            say(f"  {name}/k{shots}/seed{seed} failed")
+            raise outcome
+
+
+def _one_run(item: tuple[QuickConfig, str, str, int, int]) -> str:
+    """In a process of its own: one run. Models and sentences are made once in each process."""
+    config, root, name, shots, seed = item
+    os.environ["PAPERCORE_PROGRESS"] = "off"  # the main process shows how many runs are done
+    torch.set_num_threads(1)
+    _shared_in_process(config, root).runs(name, shots, (seed,))
+    return name
+
+
+@functools.cache
+def _shared_in_process(config: QuickConfig, root: str) -> Comparison:
+    return shared_by_runs(config, Stages(root))[0]
 
 
 def _theory_part(config: QuickConfig, record: Record, stages: Stages) -> None:
