@@ -3,6 +3,7 @@
 TinTModel, TinTConfig          the simulator                       model.py, blocks.py, config.py, weights.py, targets.py
 LinearForward, ...             one module for each operation       linear.py, normalisation.py, activation.py, attention.py
 loss_gradient, output_loss     the end of the auxiliary            output.py
+count_parameters, flops        size and cost of the simulator      counting.py
 dynamic_eval                   the same steps by autograd          dynamic.py
 TinyGPT                        a small auxiliary of our own        tiny_gpt.py
 read_auxiliary                 other auxiliaries                   auxiliary.py, families.py
@@ -12,6 +13,7 @@ from papercore.tint.activation import ActivationBackward, ActivationForward, Gat
 from papercore.tint.attention import AttentionBackward, AttentionForward, Rotary
 from papercore.tint.auxiliary import Auxiliary, read_auxiliary
 from papercore.tint.config import SimulatorShape, TinTConfig, simulator_shape
+from papercore.tint.counting import Flops, TinTCount, count_parameters, flops
 from papercore.tint.dynamic import dynamic_eval
 from papercore.tint.linear import LinearBackward, LinearDescent, LinearForward
 from papercore.tint.model import TinTModel, TinTOutput
@@ -25,6 +27,7 @@ __all__ = [
     "AttentionBackward",
     "AttentionForward",
     "Auxiliary",
+    "Flops",
     "GatedBackward",
     "GatedForward",
     "LayerNormBackward",
@@ -36,12 +39,15 @@ __all__ = [
     "Rotary",
     "SimulatorShape",
     "TinTConfig",
+    "TinTCount",
     "TinTModel",
     "TinTOutput",
     "TinyGPT",
     "TinyGPTConfig",
     "TinyGPTOutput",
+    "count_parameters",
     "dynamic_eval",
+    "flops",
     "loss_gradient",
     "output_loss",
     "read_auxiliary",
