@@ -60,9 +60,15 @@ class DualWeight:
                 "a weight for each document is what the dual does without."
             )
 
+    def _checked(self, name: str, signal: Tensor, axis: int) -> None:
+        width = self.weight.shape[axis]
+        if signal.dim() != 3 or signal.shape[-1] != width:
+            raise ValueError(f"{name} has shape {tuple(signal.shape)}: expected [B, T, {width}].")
+
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """y = W x + b + G^T (X x) + the bias's change, [B, T, D_out]."""
+        self._checked("x", x, 1)
         y = F.linear(x, self.weight, self.bias)
         if self.bias_change is not None:
             y = y + self.bias_change.unsqueeze(1)
@@ -73,6 +79,7 @@ class DualWeight:
     @torch.no_grad()
     def backward(self, grad: Tensor) -> Tensor:
         """dx = W^T dy + X^T (G dy), [B, T, D_in]."""
+        self._checked("grad", grad, 0)
         dx = grad @ self.weight
         if self.keys is None or self.values is None:
             return dx
@@ -83,11 +90,15 @@ class DualWeight:
         self, x: Tensor, grad: Tensor, mask: Tensor | None, lr: float | Tensor, *, update_bias: bool = True
     ) -> DualWeight:
         """The layer after one more step; arguments as LinearDescent. Tokens that do not count are not kept."""
+        self._checked("x", x, 1)
+        expected = [*x.shape[:2], self.weight.shape[0]]
+        if list(grad.shape) != expected:
+            raise ValueError(f"grad has shape {tuple(grad.shape)}: expected {expected}.")
         keys, values = x, counted(grad, mask, lr)
         if mask is not None:
             # Counted tokens first, in their order; as many columns as the document with the most of them needs.
             most = int(mask.sum(1).max())
-            order = mask.to(torch.uint8).argsort(1, descending=True, stable=True)[:, :most].unsqueeze(-1)
+            order = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most].unsqueeze(-1)
             keys, values = keys.take_along_dim(order, 1), values.take_along_dim(order, 1)
         change = values.sum(1) if update_bias and self.bias is not None else None
         if change is not None and self.bias_change is not None:
