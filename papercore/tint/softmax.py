@@ -8,8 +8,9 @@ nearly all the weight. The K other weights are then nearly linear in the scores:
     central   (M + K) / (2 epsilon)    * sum over j of (w_j(epsilon) - w_j(-epsilon)) v_j     = sum of s_j v_j + O(epsilon^2) + O(1 / M)
 
 Two softmax heads and one subtraction in place of one linear head. A dummy of the same weight as the others does not do: the sum of the
-scores in the denominator leaves an error that no epsilon removes, hence the heavy one. "central" is ours. In float32 neither epsilon
-nor 1/M can be small: the weights differ from 1 / M by a factor 1 + epsilon s, which the rounding of log M alone blurs by 1e-6.
+scores in the denominator leaves an error that no epsilon removes, hence the heavy one. "central" is ours. M may be as large as one
+likes, epsilon may not be as small in float32: the weights are 1 / M times 1 + epsilon s, rounded to about 1e-6, and 1e-6 / epsilon
+overtakes the error near epsilon = 1e-3 (forward) or 1e-2 (central).
 
 Glossary
     epsilon   scale of the scores
