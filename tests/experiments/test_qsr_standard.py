@@ -8,7 +8,7 @@ import pytest
 from papercore.experiments import configure
 from papercore.experiments.qsr import figures, standard, tables
 from papercore.experiments.qsr.standard import Warmed, compared, grid
-from papercore.experiments.qsr.standard_settings import FULL, REDUCED
+from papercore.experiments.qsr.standard_forms import FULL, REDUCED
 from papercore.lab.image_set import ImageSet
 from papercore.lab.record import Record
 from papercore.lab.stages import Stages
@@ -18,7 +18,7 @@ TINY = {
     "standard_form": "reduced", "standard_steps": 16, "standard_warmup": 2, "standard_seeds": (0, 1), "standard_workers": 2,
     "standard_local_batch": 2, "standard_measure": 8, "standard_sharpness": 16, "standard_probes": 1, "standard_periods": (4,),
     "standard_train_images": 24, "standard_test_images": 12, "standard_pool": 1, "standard_post_h": 4,
-    "standard_parts": ("clean", "noisy", "shorter"),
+    "standard_parts": ("clean", "noisy", "shorter"), "standard_switch": 0.5, "standard_flips": 0.1,
 }  # fmt: skip
 
 
@@ -75,7 +75,8 @@ def test_the_forms_hold_what_is_compared_and_rules_that_communicate_less(form):
         for name, (_, schedule) in schedules.items()
     }
     assert share["data parallel"] == 1.0
-    assert share[compared(form)[2]] < share[compared(form)[1]] < share["post-local"]
+    assert share[compared(form)[2]] < share[compared(form)[1]] < share.get("post-local", 1.0)
+    assert ("post-local" in share) == ("SWAP" in share) == bool(form.switch)
 
 
 def test_a_warmed_schedule_uses_no_formula_in_the_warm_up():

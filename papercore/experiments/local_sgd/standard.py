@@ -125,8 +125,8 @@ class Trainer:
         return Plan(
             k, b, steps, ConstantH(h), lr,
             first_step=first, weight_decay=form.decay, augment=not noise, replacement=noise, flips=form.flips if noise else 0.0,
-            measure_every=form.measure, sharpness_every=form.sharpness, sharpness_probes=form.probes,
-            sharpness_products=form.products,
+            measure_every=form.measure, sharpness_every=form.sharpness if first else 0,
+            sharpness_images=form.sharpness_images, sharpness_probes=form.probes, sharpness_products=form.products,
         )  # fmt: skip
 
     def _stage(self, name: str, seed: int, model: Callable[[], nn.Module], plan: Plan) -> Run:

@@ -55,6 +55,7 @@ class StandardSettings:
     standard_decay: float = option(0.0, "weight decay, not on norms and biases", minimum=0.0)
     standard_measure: int = option(0, "steps between two measurements of accuracy", minimum=0)
     standard_sharpness: int = option(0, "steps between two measurements of the Hessian", minimum=0)
+    standard_sharpness_images: int = option(0, "training images for the Hessian", minimum=0)
     standard_probes: int = option(0, "random probes of the trace", minimum=0)
     standard_products: int = option(0, "most Hessian products for the largest eigenvalue", minimum=0)
 

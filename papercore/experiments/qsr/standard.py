@@ -1,8 +1,8 @@
 """The chapter at `standard` scale: CIFAR-10, a small residual network with group norm, K virtual workers, a grid of schedules.
 
     clean    the grid on the labels as they are
-    noisy    the same with labels redrawn at each step with some probability, the case that the theory is about
-    shorter  data parallel, H = h_base and QSR in an eighth and three eighths of the steps: the negative control, and the trend in T
+    noisy    data parallel, H = h_base and QSR with labels redrawn at each step with some probability, the case that the theory is about
+    shorter  the same three on clean labels in an eighth and three eighths of the steps: the negative control, and the trend in T
 
 Every run is a stage, and inside a stage there are checkpoints: a killed run goes on where it was. Data parallel training is
 trained as one worker with the joined batch; with momentum SGD that is the average trajectory of K workers that average every step.
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from papercore.experiments.qsr import wall_clock
 from papercore.experiments.qsr.config import StandardConfig
-from papercore.experiments.qsr.standard_settings import Form
+from papercore.experiments.qsr.standard_forms import Form
 from papercore.lab.image_set import ImageSet
 from papercore.lab.record import Record
 from papercore.lab.resnet import SmallResNet
@@ -67,8 +67,9 @@ def grid(form: Form, steps: int) -> dict[str, tuple[str, SyncSchedule]]:
     out |= {f"QSR, {a:g}": ("qsr", QSR(a * form.lr, form.h_base)) for a in form.alphas}
     out["1/η rule"] = "inverse", QSR(form.beta * form.lr, form.h_base, power=1)
     out["cubic rule"] = "cubic", QSR(form.rho * form.lr, form.h_base, power=3)
-    out["post-local"] = "post", PostLocal(switch, form.post_h)
-    out["SWAP"] = "swap", SWAP(switch)
+    if switch:
+        out["post-local"] = "post", PostLocal(switch, form.post_h)
+        out["SWAP"] = "swap", SWAP(switch)
     return out
 
 
@@ -89,9 +90,9 @@ def run_standard(config: StandardConfig, record: Record, stages: Stages) -> None
         runs: dict[tuple[str, str], list[Run]] = {}
         # Seed by seed, so that a run that is stopped early has whole seeds.
         for seed in seeds:
-            for labels in ("clean", "noisy"):
-                if labels in config.standard_parts:
-                    for name in grid(form, form.steps):
+            for labels, names in (("clean", grid(form, form.steps)), ("noisy", compared(form))):
+                if labels in config.standard_parts and (labels == "clean" or form.flips):
+                    for name in names:
                         runs.setdefault((labels, name), []).append(
                             trainer.run(labels, name, form.steps, seed)
                         )

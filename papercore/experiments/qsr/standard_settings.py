@@ -8,69 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 
+from papercore.experiments.qsr.standard_forms import FULL, REDUCED, Form
 from papercore.lab.config import option, resolve_device
 
 FORMS = ("auto", "full", "reduced")
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """All numbers of a run.
-
-    Attributes:
-        train_images, test_images: of CIFAR-10; pool: side of the squares of pixels that are averaged to one.
-        depth, width: of the residual network with group norm; workers K; local_batch B_loc.
-        seeds: of weights, samples and noise.
-        steps: T; warmup: steps of warm-up; lr: peak; momentum, decay: of SGD.
-        periods: constant H; alphas: of QSR in units of the peak rate, the middle one is what the claims compare; h_base: its
-            shortest round; beta, rho: of the 1/eta and cubic rules in units of the peak rate.
-        switch: share of the run after which post-local SGD and SWAP stop averaging every step; post_h: H of post-local SGD then.
-        flips: share of labels redrawn at each step in the second half of the grid.
-        short, middle: shares of T for the shorter runs.
-        measure, sharpness: steps between measurements; probes: of the trace.
-    """
-
-    train_images: int
-    test_images: int
-    pool: int
-    depth: int
-    width: int
-    workers: int
-    local_batch: int
-    seeds: tuple[int, ...]
-    steps: int
-    warmup: int
-    lr: float
-    momentum: float
-    decay: float
-    periods: tuple[int, ...]
-    alphas: tuple[float, ...]
-    h_base: int
-    beta: float
-    rho: float
-    switch: float
-    post_h: int
-    flips: float
-    short: float
-    middle: float
-    measure: int
-    sharpness: int
-    probes: int
-
-
-# B = 512 and 200 epochs of 97 steps. The rates are customary ones for such networks and were not tuned.
-FULL = Form(
-    train_images=50_000, test_images=10_000, pool=1, depth=20, width=16, workers=16, local_batch=32, seeds=(0, 1, 2),
-    steps=19_400, warmup=970, lr=0.4, momentum=0.9, decay=5e-4,
-    periods=(2, 4, 8, 16), alphas=(0.5, 1.0, 2.0), h_base=4, beta=4.0, rho=0.8, switch=0.5, post_h=16, flips=0.1,
-    short=0.125, middle=0.375, measure=970, sharpness=4850, probes=16,
-)  # fmt: skip
-REDUCED = Form(
-    train_images=4000, test_images=5000, pool=2, depth=8, width=8, workers=8, local_batch=4, seeds=(0, 1, 2),
-    steps=1600, warmup=80, lr=0.1, momentum=0.9, decay=5e-4,
-    periods=(4, 16), alphas=(1.0,), h_base=4, beta=4.0, rho=0.8, switch=0.5, post_h=16, flips=0.1,
-    short=0.125, middle=0.375, measure=400, sharpness=1600, probes=4,
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +28,7 @@ class StandardSettings:
         choices=("clean", "noisy", "shorter", "clock"),
     )
     standard_clock_steps: int = option(120, "steps of a timed run of two processes", minimum=20)
-    standard_clock_repeats: int = option(12, "times that every schedule is timed", minimum=1)
+    standard_clock_repeats: int = option(30, "times that every schedule is timed", minimum=1)
     standard_checkpoint: int = option(500, "steps between two saves inside a run", minimum=1)
     standard_train_images: int = option(
         0, "training images; 0: the form's own, as in all fields below", minimum=0
