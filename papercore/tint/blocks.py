@@ -40,44 +40,8 @@ from papercore.tint.config import TinTConfig
 from papercore.tint.layout import Layout
 from papercore.tint.linear import LinearBackward, LinearDescent, LinearForward
 from papercore.tint.normalisation import LayerNormBackward, LayerNormDescent, LayerNormForward, NormMemory
+from papercore.tint.tree import Operation
 from papercore.tint.weights import DocumentWeights
-
-
-class Branch(nn.Module):
-    """A place in the tree that mirrors the auxiliary's; children by name, or by number where they are layers."""
-
-    def __getitem__(self, index: int) -> nn.Module:
-        return self._modules[str(index)]  # type: ignore[return-value]
-
-    def place(self, path: str, module: nn.Module) -> None:
-        """Put `module` at a dotted path below, making branches on the way."""
-        head, _, rest = path.partition(".")
-        if not rest:
-            self._modules[head] = module
-            return
-        if head not in self._modules:
-            self._modules[head] = Branch()
-        child = self._modules[head]
-        assert isinstance(child, Branch)
-        child.place(rest, module)
-
-
-class Operation(Branch):
-    """One operation of the auxiliary in its roles: children `forward`, `backward` and, where it has weights, `descent`.
-
-    Calling it calls `forward`.
-    """
-
-    def __init__(self, **roles: nn.Module) -> None:
-        super().__init__()
-        for role, module in roles.items():
-            self._modules[role] = module
-
-    @property
-    def forward(self) -> Any:  # type: ignore[override]
-        if "forward" not in self._modules:
-            raise AttributeError(f"{type(self).__name__} has no role 'forward' of its own")
-        return self._modules["forward"]
 
 
 def operation_layout(auxiliary: Auxiliary, config: TinTConfig) -> Layout | None:
@@ -145,11 +109,14 @@ class SimulatedNorm(Operation):
     def run(self, x: Tensor, weights: DocumentWeights) -> tuple[Tensor, NormMemory]:
         return self.forward(x, weights.scale(self.norm), weights.shift(self.norm))
 
-    def go_back(self, grad: Tensor, memory: NormMemory, weights: DocumentWeights, changes: Changes) -> Tensor:
+    def descend(self, grad: Tensor, memory: NormMemory, changes: Changes) -> None:
         if changes.wants(self.norm):
             weight, bias = self.get_submodule("descent")(grad, memory, changes.context, changes.lr)
             changes.note(self.norm, "weight", weight)
             changes.note(self.norm, "bias", bias)
+
+    def go_back(self, grad: Tensor, memory: NormMemory, weights: DocumentWeights, changes: Changes) -> Tensor:
+        self.descend(grad, memory, changes)
         return self.get_submodule("backward")(grad, memory, weights.scale(self.norm))
 
 
@@ -282,9 +249,18 @@ class SimulatedBlock(Operation):
         return out
 
     def go_back(
-        self, grad: Tensor, memory: BlockMemory, weights: DocumentWeights, changes: Changes
+        self,
+        grad: Tensor,
+        memory: BlockMemory,
+        weights: DocumentWeights,
+        changes: Changes,
+        *,
+        is_lowest: bool = False,
     ) -> Tensor:
-        """The gradient in the block's output -> in its input, [B, T, D]; descents go to `changes`."""
+        """The gradient in the block's output -> in its input, [B, T, D]; descents go to `changes`.
+
+        Nothing is trained below the lowest block, and the gradient in its input is not computed: what is returned is no gradient.
+        """
         block = self.block
         grad = grad + self._at(block.norm_2.name).go_back(
             self._mlp_back(grad, memory, weights, changes), memory.norm_2, weights, changes
@@ -292,15 +268,20 @@ class SimulatedBlock(Operation):
         self._descend(block.output, memory.mixed, grad, changes)
         mixed = self._at(block.output.name, "backward")(grad, weights.matrix(block.output))
         parts = self._at(block.attention_name, "backward")(mixed, memory.attention)
-        total: Tensor | None = None
-        for linear, part in zip((block.query, block.key, block.value), parts, strict=True):
-            if part is None:  # nothing flows through the scores
-                continue
+        trio = zip((block.query, block.key, block.value), parts, strict=True)
+        reached = [(linear, part) for linear, part in trio if part is not None]
+        for linear, part in reached:
             self._descend(linear, memory.h1, part, changes)
-            below = self._at(linear.name, "backward")(part, weights.matrix(linear))
-            total = below if total is None else total + below
-        assert total is not None
-        return grad + self._at(block.norm_1.name).go_back(total, memory.norm_1, weights, changes)
+        if is_lowest and not changes.wants(block.norm_1):
+            return grad
+        total = torch.zeros_like(grad)
+        for linear, part in reached:
+            total += self._at(linear.name, "backward")(part, weights.matrix(linear))
+        norm = self._at(block.norm_1.name)
+        if is_lowest:
+            norm.descend(total, memory.norm_1, changes)
+            return grad
+        return grad + norm.go_back(total, memory.norm_1, weights, changes)
 
     def _mlp_back(
         self, grad: Tensor, memory: BlockMemory, weights: DocumentWeights, changes: Changes

@@ -186,6 +186,7 @@ def flops(
     n_layers: int | None = None,
     n_steps: int = 1,
     full_attention: bool = False,
+    trains_norms: bool = True,
     stack: int = 4,
     heads: int | None = None,
 ) -> Flops:
@@ -200,6 +201,7 @@ def flops(
         n_inner, n_kv_head, is_gated: shape of the MLP and of attention; None: 4 d_model, n_head.
         n_layers, n_steps: as in TinTConfig.
         full_attention: gradients through the scores, queries and keys trained.
+        trains_norms: whether the norms have something to train; if not, the gradient ends at the lowest trained layer's values.
         stack, heads: of the construction; they change "literal" and "unsplit" alone.
 
     Raises:
@@ -243,6 +245,9 @@ def flops(
     loss = n_steps * 2 * n_train * head
     backward = 2 * n_train * reached + 2 * n_train**2 * d_model * (4 if full_attention else 1)
     backward, descent = (n_steps * trained * each for each in (backward, 2 * n_train * reached))
+    if not trains_norms:
+        end = d_model * kv_width + (queries_keys if full_attention else 0)
+        backward -= n_steps * 2 * n_train * end
     forward = n_layer * block_forward(length) + length * head
     again = (n_steps - 1) * trained * block_forward(n_train) + trained * block_forward(length) + length * head
     if method == "fused":

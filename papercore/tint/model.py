@@ -30,17 +30,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from papercore.tint.auxiliary import Auxiliary, read_auxiliary, refuse_dropout
-from papercore.tint.blocks import (
-    BlockMemory,
-    Branch,
-    Changes,
-    SimulatedBlock,
-    SimulatedNorm,
-    operation_layout,
-)
+from papercore.tint.blocks import BlockMemory, Changes, SimulatedBlock, SimulatedNorm, operation_layout
 from papercore.tint.config import SimulatorShape, TinTConfig, checked_layers, simulator_shape
 from papercore.tint.output import loss_gradient
 from papercore.tint.targets import Targets, checked_targets
+from papercore.tint.tree import Branch
 from papercore.tint.weights import DocumentWeights, trained_pieces
 
 __all__ = ["TinTModel", "TinTOutput"]
@@ -310,7 +304,7 @@ class TinTModel(Branch):
         grad = self._final_norm[0].go_back(grad, memory, weights, changes)
         blocks = self._blocks[len(self._blocks) - self.n_layers :]
         for block, remembered in zip(reversed(blocks), reversed(memories), strict=True):
-            grad = block.go_back(grad, remembered, weights, changes)
+            grad = block.go_back(grad, remembered, weights, changes, is_lowest=block is blocks[0])
         changes.apply()
 
     def updated_state_dict(self, output: TinTOutput, index: int = 0) -> dict[str, Tensor]:
