@@ -1,0 +1,72 @@
+"""Exactly k entries, without a learning rate: accumulated first-order scores under an annealed budget.
+
+Plain straight-through top-k from the start fails on skills that need many entries to move together (a mask of k
+entries chosen at theta_pre sits where the first-order picture is wrong, and the swaps after it are noise). The
+budget therefore begins wide and shrinks to k.
+
+Glossary
+    q        accumulated score of an entry, q <- 0.9 q + c; c = -G delta at the hard mask of the step
+    k_t      entries in the mask at step t, from `_WIDTH` k down to k over the first two thirds of the steps
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from papercore.grafting.live import LiveWeights
+from papercore.grafting.scoring import Best, Scorer, Step
+from papercore.grafting.selection import largest
+
+_WIDTH = 10.0
+_KEEP = 0.9
+
+
+def budget(step: int, steps: int, k: int, most: int) -> int:
+    """k_t: geometric from min(10 k, most) to k over the first two thirds of the steps, then k."""
+    wide = min(int(_WIDTH * k), most)
+    shrink = max(1, (2 * steps) // 3)
+    if step >= shrink or steps < 3:
+        return k
+    return max(k, round(wide * (k / wide) ** (step / shrink)))
+
+
+def learn_exact_k(
+    weights: LiveWeights,
+    scorer: Scorer,
+    k: int,
+    steps: int,
+    callback: Callable[[Step], object] | None,
+) -> tuple[Best, list[Step], dict[str, Tensor]]:
+    """The mask of exactly k entries with the best score among those visited, the steps, and the scores q."""
+    moved = {n: change != 0 for n, change in weights.change.items()}
+    most = sum(int(m.sum()) for m in moved.values())
+    k = min(k, most)
+    best, history = Best(), []
+    _, grads = scorer.gradient("theta_pre")
+    q = {n: (-g * weights.change[n]) for n, g in grads.items()}
+    before: dict[str, Tensor] | None = None
+    for step in range(steps):
+        width = budget(step, steps, k, most)
+        chosen = largest({n: s.masked_fill(~moved[n], -torch.inf) for n, s in q.items()}, width)
+        on = {}
+        for name, s in q.items():
+            flat = torch.zeros(s.numel(), dtype=torch.bool, device=s.device)
+            flat[chosen[name]] = True
+            on[name] = flat.view(s.shape)
+        flips = width if before is None else sum(int((on[n] != before[n]).sum()) for n in on)
+        before = on
+        weights.switch(on)
+        loss, grads = scorer.gradient(f"step {step}")
+        record = Step(step, loss, width, flips)
+        if width == k and (flips or best.step < 0):
+            scorer.rate(record, on, train=None if scorer.has_metric else -loss)
+            best.offer(record, on)
+        history.append(record)
+        for name, s in q.items():
+            s.mul_(_KEEP).sub_(grads[name].mul_(weights.change[name]))
+        if callback is not None and callback(record) is False and best.step >= 0:
+            break
+    return best, history, q
