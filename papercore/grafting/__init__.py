@@ -7,6 +7,8 @@ Mask, union, intersection          masks and their algebra                 mask.
 Graft, stitch                      a skill as a patch of kilobytes         graft.py, stack.py, files.py, stitching.py
 overlap                            regions compared with chance            comparison.py
 expected_calibration_error, ...    are the probabilities right?            calibration.py
+sparsity_curve, interpolated       values along sparsity and alpha         curves.py
+localize                           where a mask sits                       localisation.py
 live                               mixing two models in one module         live.py, entries.py, fingerprint.py
 """
 
@@ -18,11 +20,13 @@ from papercore.grafting.calibration import (
     reliability,
 )
 from papercore.grafting.comparison import chance_overlap, overlap
+from papercore.grafting.curves import CurvePoint, interpolated, interpolation_curve, sparsity_curve
 from papercore.grafting.errors import GraftMismatchError, GraftStackError, NonFiniteError
 from papercore.grafting.graft import Graft, Handle
 from papercore.grafting.law import critical_rate, threshold
 from papercore.grafting.learning import LearnedMask, learn_mask
 from papercore.grafting.live import LiveWeights, first_order_scores, live
+from papercore.grafting.localisation import Region, localize
 from papercore.grafting.mask import Mask, intersection, union
 from papercore.grafting.scoring import Step
 from papercore.grafting.selection import (
@@ -37,6 +41,7 @@ from papercore.grafting.stitching import collisions, stitch
 from papercore.grafting.task_vector import TaskVector, task_vector
 
 __all__ = [
+    "CurvePoint",
     "Graft",
     "GraftMismatchError",
     "GraftStackError",
@@ -45,6 +50,7 @@ __all__ = [
     "LiveWeights",
     "Mask",
     "NonFiniteError",
+    "Region",
     "Reliability",
     "Step",
     "TaskVector",
@@ -57,14 +63,18 @@ __all__ = [
     "first_order_mask",
     "first_order_scores",
     "fit_temperature",
+    "interpolated",
+    "interpolation_curve",
     "intersection",
     "learn_mask",
     "live",
+    "localize",
     "magnitude_mask",
     "overlap",
     "paper_base",
     "random_mask",
     "reliability",
+    "sparsity_curve",
     "stitch",
     "task_vector",
     "threshold",

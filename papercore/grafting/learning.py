@@ -211,7 +211,7 @@ def _paper(
             count += int(_rounded(s, on, bias).sum())
             if cap is not None:
                 fresh[name] = now & ~was if on is None else (now ^ on) & ~(was ^ on)
-        rounded = {n: (s > bias) if start[n] is None else (s > bias) ^ start[n] for n, s in logits.items()}
+        rounded = {n: _rounded(s, start[n], bias) for n, s in logits.items()}
         full = cap is not None and count > cap
         if full:
             assert cap is not None
