@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -24,6 +27,12 @@ tint = pytest.importorskip("papercore.tint")
 
 LR = 1e-2
 EXACT = {"ln_grad": "exact", "act_grad": "exact", "attn_grad": "value_only", "inner_lr": LR}
+
+
+def refusal(kind: type[Exception] | tuple[type[Exception], ...], call, *args, **kwargs) -> str:
+    with pytest.raises(kind) as refused:
+        call(*args, **kwargs)
+    return str(refused.value)
 
 
 def build(model: nn.Module, **settings):
@@ -76,3 +85,52 @@ def test_dynamic_evaluation_and_the_simulator_make_the_same_step(family: str) ->
         for row in range(2):
             assert relative(simulated.updates[name][row], differentiated.updates[name][row]) < 1e-9, name
     torch.testing.assert_close(simulated.initial_loss, differentiated.initial_loss, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.enable_grad])
+def test_dynamic_evaluation_differentiates_whatever_the_caller_has_switched_off(guard: type) -> None:
+    model, ids, mask = auxiliary("gpt2"), documents(1), first(7)
+    expected = tint.dynamic_eval(model, ids, mask, lr=LR)
+    model.requires_grad_(False)
+    with guard():
+        out = tint.dynamic_eval(model, ids, mask, lr=LR)
+    assert torch.equal(out.logits, expected.logits) and not out.logits.requires_grad
+    for name, change in expected.updates.items():
+        assert torch.equal(out.updates[name], change), name
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("lr", math.nan, "nan"),
+        ("lr", math.inf, "inf"),
+        ("lr", -1.0, "-1"),
+        ("lr", "1e-3", "1e-3"),
+        ("lr", None, "None"),
+        ("steps", 0, "0"),
+        ("steps", -2, "-2"),
+        ("steps", 1.5, "1.5"),
+    ],
+)
+def test_dynamic_evaluation_out_of_range(name: str, value: object, shown: str) -> None:
+    settings = {"lr": 1e-3, "steps": 1} | {name: value}
+    message = refusal(
+        (ValueError, TypeError), tint.dynamic_eval, auxiliary("gpt2"), documents(1), first(7), **settings
+    )
+    assert re.search(rf"\b{name}\b", message), message  # under the name that this function gives it
+    assert shown in message
+
+
+def test_dynamic_evaluation_with_a_learning_rate_too_large() -> None:
+    with pytest.warns(UserWarning, match=r"\blr\b") as caught:
+        tint.dynamic_eval(auxiliary("gpt2"), documents(1), first(7), lr=30.0)
+    assert "sum" in " ".join(str(w.message) for w in caught)
+
+
+def test_dynamic_evaluation_reads_the_model_as_the_simulator_does() -> None:
+    ids, mask = documents(1), first(7)
+    dropping = auxiliary("gpt2", resid_pdrop=0.1).train()
+    assert "eval" in refusal(ValueError, tint.dynamic_eval, dropping, ids, mask, lr=1e-3)
+    post_norm = auxiliary("opt", do_layer_norm_before=False)
+    assert "layer_norm" in refusal(NotImplementedError, tint.dynamic_eval, post_norm, ids, mask, lr=1e-3)
+    assert "gpt2" in refusal(TypeError, tint.dynamic_eval, "gpt2", ids, mask, lr=1e-3)

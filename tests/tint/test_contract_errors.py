@@ -326,20 +326,17 @@ def test_documents_that_are_not_there(index: int) -> None:
     assert str(index) in message and "2" in message
 
 
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [
-        ({"lr": math.nan}, ["lr", "nan"]),
-        ({"lr": -1.0}, ["lr", "-1"]),
-        ({"steps": 0}, ["steps", "0"]),
-        ({"steps": -2}, ["steps", "-2"]),
-    ],
-)
-def test_dynamic_evaluation_out_of_range(changed: dict, words: list[str]) -> None:
-    settings = {"lr": 1e-3, "steps": 1} | changed
-    message = refusal(ValueError, tint.dynamic_eval, auxiliary("gpt2"), documents(1), first(7), **settings)
-    for word in words:
-        assert word in message
+def test_attention_masks() -> None:
+    simulator, ids, mask = build(auxiliary("gpt2")), documents(2), first(7, 2)
+    expected = simulator(ids, mask)
+    for ones in (torch.ones_like(ids), torch.ones_like(ids).bool()):  # a tokenizer's integers, or booleans
+        assert torch.equal(simulator(ids, mask, attention_mask=ones).logits, expected.logits)
+    message = refusal((ValueError, TypeError), simulator, ids, mask, attention_mask=torch.zeros(ids.shape))
+    assert "attention_mask" in message and "float32" in message and re.search(r"\bint", message)
+    nothing = torch.ones_like(ids)
+    nothing[1] = 0
+    message = refusal(ValueError, simulator, ids, mask, attention_mask=nothing)
+    assert "attention_mask" in message and re.search(r"\b1\b", message)  # document 1 has no token
 
 
 @pytest.mark.parametrize("mistake", ["ids", "mask", "labels"])

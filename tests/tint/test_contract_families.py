@@ -1,4 +1,4 @@
-"""The package's own small GPT in all its parts, and Llama: TinT against autograd through the model's own forward pass."""
+"""Other auxiliaries: the small GPT in all its parts and Llama, by autograd through their own forward pass; GPT-2 and OPT of other shapes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from torch.func import functional_call
 from tests.tint.test_contract_reference import (
     POSITIONS,
     VOCABULARY,
+    assert_updates,
+    auxiliary,
     documents,
     first,
     relative,
     target_losses,
+    updated_names,
 )
+from tests.tint.test_contract_reference import sgd as reference_sgd
 
 tint = pytest.importorskip("papercore.tint")
 transformers = pytest.importorskip("transformers")
@@ -28,6 +32,10 @@ EXACT = {"ln_grad": "exact", "act_grad": "exact", "attn_grad": "value_only", "in
 NEVER = ("q_proj", "k_proj", "wte", "wpe", "embed", "lm_head")
 
 Logits = Callable[[dict[str, Tensor], Tensor], Tensor]
+
+
+def build(model: nn.Module, **settings):
+    return tint.TinTModel.from_auxiliary(model, tint.TinTConfig(**settings))
 
 
 def shaken(model: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -137,3 +145,59 @@ def test_llama(kv_heads: int) -> None:
         return functional_call(differentiated, p, (ids[None],), {"use_cache": False}).logits[0]
 
     check(model, logits_of, 2, 1e-4)
+
+
+# GPT-2 and OPT in their other shapes, against the reference
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("gpt2", {"activation_function": "gelu"}),
+        ("gpt2", {"activation_function": "relu"}),
+        ("opt", {"activation_function": "gelu"}),
+        ("gpt2", {"layer_norm_epsilon": 0.3}),  # read from the model, not fixed
+        ("gpt2", {"n_inner": 24}),
+        ("opt", {"ffn_dim": 40}),
+        ("gpt2", {"n_head": 2}),
+        ("gpt2", {"n_layer": 1}),
+        ("gpt2", {"tie_word_embeddings": False}),
+        ("opt", {"tie_word_embeddings": False}),
+    ],
+)
+def test_other_shapes_of_the_two_families(family: str, config: dict) -> None:
+    model, ids, mask = auxiliary(family, **config), documents(1), first(7)
+    out = build(model, **EXACT, n_steps=2)(ids, mask)
+    with torch.no_grad():
+        assert relative(out.initial_logits[0], model(ids).logits[0]) < 1e-10
+    changes, logits = reference_sgd(model, ids[0], mask[0], updated_names(model), lr=LR, steps=2)
+    assert_updates(out.updates, 0, changes)
+    assert relative(out.logits[0], logits) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("gpt2", {"scale_attn_weights": False}),
+        ("opt", {"enable_bias": False}),
+        ("opt", {"layer_norm_elementwise_affine": False}),
+        ("opt", {"word_embed_proj_dim": 8}),
+        ("opt", {"_remove_final_layer_norm": True}),
+    ],
+)
+def test_rarer_shapes_are_simulated_exactly_or_refused(family: str, config: dict) -> None:
+    model, ids, mask = auxiliary(family, **config), documents(1), first(7)
+    try:
+        simulator = build(model, **EXACT)
+    except NotImplementedError as refused:
+        assert str(refused)
+        return
+    with torch.no_grad():
+        expected = model(ids).logits
+    out = simulator(ids, mask)
+    assert relative(out.initial_logits[0], expected[0]) < 1e-10
+    tuned = copy.deepcopy(model)
+    tuned.load_state_dict(simulator.updated_state_dict(out), strict=True)
+    with torch.no_grad():
+        assert relative(tuned(ids).logits[0], out.logits[0]) < 1e-9
