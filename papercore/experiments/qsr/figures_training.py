@@ -7,6 +7,8 @@ Glossary
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -147,25 +149,58 @@ def clock(record: Record) -> Drawn:
     return Drawn("fig-qsr-clock", fig, alt, caption)
 
 
+# Families of `standard` as the legend names them; post-local SGD and SWAP have no place in INDEX.
+_FAMILIES = {"dp": ("data parallel", INDEX["dp"]), "constant": ("constant H", INDEX["constant"]), "qsr": ("QSR", INDEX["qsr"]),
+             "inverse": ("1/η rule", INDEX["inverse"]), "cubic": ("cubic rule", INDEX["cubic"]), "post": ("post-local", 3), "swap": ("SWAP", 5)}  # fmt: skip
+_LENGTHS = (("short", "standard_short"), ("middle", "standard_middle"), ("clean", "standard"))
+
+
 def standard(record: Record) -> Drawn:
-    """Accuracy against communication at `standard` scale, one point a schedule."""
+    """Accuracy against communication at `standard` scale, one point a schedule, and what QSR gains against the length of the run."""
     if "standard_grid" not in record.tables:
         raise NotMeasured(f"a record at {record.scale} scale does not hold 'standard_grid'")
-    found = [row for row in rows(record, "standard_grid") if row["labels"] in ("clean", "noisy")]
+    grid = rows(record, "standard_grid")
+    found = [row for row in grid if row["labels"] in ("clean", "noisy")]
     kinds = sorted({row["labels"] for row in found})
-    with style(height=3.4):
+    m = record.metrics
+    lengths = [(kind, name) for kind, name in _LENGTHS if f"{name}_qsr_minus_dp" in m]
+    with style(height=3.1):
         fig = Figure()
-        axes = np.atleast_1d(fig.subplots(1, len(kinds), sharex=True))
-        for ax, labels in zip(axes, kinds, strict=True):
+        axes = np.atleast_1d(fig.subplots(1, len(kinds) + bool(lengths)))
+        handles: dict[str, Any] = {}
+        for ax, labels in zip(axes, kinds, strict=False):
             for row in (row for row in found if row["labels"] == labels):
-                index = INDEX.get(row["family"], 3)
+                name, index = _FAMILIES.get(row["family"], (row["schedule"], 3))
                 error = None if row["se"] is None else [2 * row["se"]]
-                ax.errorbar([row["share"]], [row["accuracy"]], yerr=error, color=COLOURS[index], marker=MARKERS[index])  # fmt: skip
-                ax.annotate(row["schedule"], (row["share"], row["accuracy"]), xytext=(4, 4), textcoords="offset points", fontsize=8)  # fmt: skip
+                handles[name] = ax.errorbar([row["share"]], [row["accuracy"]], yerr=error, color=COLOURS[index], marker=MARKERS[index], linestyle="none", capsize=2.5)  # fmt: skip
             ax.set(
                 xscale="log", xlabel="share of data parallel, %", ylabel=f"test accuracy, %, {labels} labels"
             )
+        if lengths:
+            steps = [_steps(record, grid, kind) for kind, _ in lengths]
+            for shift, (what, name) in enumerate((("dp", "data parallel"), ("constant", "constant H"))):
+                gaps = [m[f"{lead}_qsr_minus_{what}"] for _, lead in lengths]
+                errors = [2 * m[f"{lead}_qsr_minus_{what}_se"] for _, lead in lengths]
+                index = _FAMILIES["dp" if what == "dp" else "constant"][1]
+                # A little apart, so that whiskers at the same length can be told from each other.
+                axes[-1].errorbar([(1 + 0.06 * shift) * step for step in steps], gaps, yerr=errors, color=COLOURS[index], marker=MARKERS[index], capsize=2.5, label=f"over {name}")  # fmt: skip
+            axes[-1].axhline(0, color=GREY, linewidth=1.0)
+            axes[-1].set(xscale="log", xlabel="steps of the run", ylabel="gain of QSR, points")
+            axes[-1].legend(fontsize=8.5)
+        fig.legend(handles.values(), handles.keys(), ncols=7, **LEGEND)
     best = max(found, key=lambda row: row["accuracy"])
     alt = f"Test accuracy against communication for {len(found)} runs; the highest is {best['schedule']} with {best['accuracy']:.1f} %."
     caption = f"CIFAR-10: {record.notes.get('standard_form', '')} Whiskers: two standard errors. Left is cheaper, up is better."
+    if lengths:
+        gains = [f"{m[f'{name}_qsr_minus_dp']:+.2f} after {step:,}" for (_, name), step in zip(lengths, steps, strict=True)]  # fmt: skip
+        alt += f" Gain of QSR over data parallel training in points: {', '.join(gains)} steps."
+        caption += (
+            " Last picture: what QSR gains in accuracy, paired over seeds, against the length of the run."
+        )
     return Drawn("fig-qsr-standard", fig, alt, caption)
+
+
+def _steps(record: Record, grid: list[dict[str, Any]], kind: str) -> int:
+    """Length of the runs of one kind."""
+    index = next(index for index, row in enumerate(grid) if row["labels"] == kind)
+    return int(record.arrays[f"standard_{index}_step"][0][-1])

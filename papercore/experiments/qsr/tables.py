@@ -94,39 +94,23 @@ def accuracies(record: Record) -> str:
 
 
 def standard(record: Record) -> str:
-    """Every run of a `standard` record."""
+    """Every run of a `standard` record; a quantity that its form does not measure has no column."""
     if "standard_grid" not in record.tables:
         raise NotMeasured("the record holds no grid of the standard scale")
     found = rows(record, "standard_grid")
-    heads = [
-        "labels",
-        "schedule",
-        "share, %",
-        "accuracy, %",
-        "± s.e.",
-        "training loss",
-        "trace of the Hessian",
-    ]
-    body = [
-        [
-            row["labels"],
-            row["schedule"],
-            row["share"],
-            row["accuracy"],
-            row["se"],
-            row["train loss"],
-            row["trace"],
-        ]
-        for row in found
-    ]
-    forms = {
-        "share, %": ".2f",
-        "accuracy, %": ".2f",
-        "± s.e.": ".2f",
-        "training loss": ".3f",
-        heads[-1]: ".3g",
+    runs = {"clean": "clean labels", "noisy": "labels redrawn", "short": "shortest", "middle": "shorter"}
+    columns = {
+        "share, %": ("share", ".2f"),
+        "accuracy, %": ("accuracy", ".2f"),
+        "± s.e.": ("se", ".2f"),
+        "training loss": ("train loss", ".3f"),
+        "trace of the Hessian": ("trace", ".3g"),
     }
-    return table(heads, body, forms)
+    shown = {head: pair for head, pair in columns.items() if any(row[pair[0]] is not None for row in found)}
+    body = [
+        [runs[row["labels"]], row["schedule"], *(row[name] for name, _ in shown.values())] for row in found
+    ]
+    return table(["runs", "schedule", *shown], body, {head: form for head, (_, form) in shown.items()})
 
 
 def digits_numbers(record: Record) -> dict[str, Any]:
