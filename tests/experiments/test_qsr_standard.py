@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -49,7 +51,9 @@ def test_a_tiny_run_fills_the_record_and_is_not_run_twice(images, tmp_path, monk
     gap = record.metrics["standard_gain_long_minus_short"]
     expected = record.metrics["standard_qsr_minus_dp"] - record.metrics["standard_short_qsr_minus_dp"]
     assert gap == pytest.approx(expected, abs=1e-5)
-    assert figures.standard(record).name == "fig-qsr-standard" and "SWAP" in tables.standard(record)
+    drawn, gap = figures.standard(record), record.metrics["standard_short_qsr_minus_dp"]
+    assert drawn.name == "fig-qsr-standard" and "SWAP" in tables.standard(record)
+    assert f"{gap:+.2f} after 2, " in drawn.alt and drawn.alt.count(" after ") == 3
 
     def forbidden(*args, **options):
         raise AssertionError("a finished run must not be trained again")
@@ -57,6 +61,21 @@ def test_a_tiny_run_fills_the_record_and_is_not_run_twice(images, tmp_path, monk
     monkeypatch.setattr(standard, "train_images", forbidden)
     again, _ = _run(tmp_path)
     assert again.tables["standard_grid"] == table
+
+
+def test_a_form_without_noise_or_switch_has_no_such_runs(images, tmp_path):
+    form = configure("qsr", "standard", "cpu", 0, TINY).form()
+    some = grid(dataclasses.replace(form, switch=0.0), 16)
+    assert "SWAP" not in some and "post-local" not in some and set(compared(form)) <= set(some)
+    record, _ = _run(
+        tmp_path,
+        standard_seeds=(0,),
+        standard_flips=0.0,
+        standard_parts=("noisy", "clean"),
+        standard_sharpness=0,
+    )
+    assert {row[0] for row in record.tables["standard_grid"]["rows"]} == {"clean"}
+    assert "trace" not in tables.standard(record)  # no column for what the reduced form leaves out
 
 
 def test_one_part_can_be_run_alone(images, tmp_path):
