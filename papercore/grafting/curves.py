@@ -84,12 +84,12 @@ def sparsity_curve(
     order = sorted(set(sizes))
     found: dict[int, CurvePoint] = {}
     widest = top_mask(scores, vector, k=order[-1])
-    device = next(iter(vector.values())).device
-    ranked = torch.cat([scores[n].reshape(-1)[i].to(device).double() for n, i in widest.index.items()])
-    # Position of each entry in the ranking; ties by tensor and index, as in the widest mask.
+    names = sorted(widest.index)  # ties by name and flat index, as in `top_mask`
+    device = vector[names[0]].device
+    ranked = torch.cat([scores[n].reshape(-1)[widest.index[n]].to(device).double() for n in names])
     place = torch.empty(len(ranked), dtype=torch.int64, device=device)
     place[ranked.argsort(descending=True, stable=True)] = torch.arange(len(ranked), device=device)
-    places = dict(zip(widest.index, place.split([len(i) for i in widest.index.values()]), strict=True))
+    places = dict(zip(names, place.split([len(widest.index[n]) for n in names]), strict=True))
     with live(model, vector, index=widest.index) as weights, torch.no_grad():
         for k in order:
             weights.switch({n: (p < k).to(weights.change[n].device) for n, p in places.items()})

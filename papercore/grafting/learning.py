@@ -228,12 +228,12 @@ def _paper(
         warnings.warn(
             f"no entry changed in {len(history)} steps at lr={rate:g}: the mask is the base mask; raise lr or steps, or give a "
             "sparsity and lr='auto'",
-            stacklevel=4,
+            stacklevel=3,
         )
     elif cap is None and history[-1].count > 0.5 * sum(c.numel() for c in weights.change.values()) > 500:
         warnings.warn(
             f"the mask grew to {history[-1].count:,} entries, more than half of them, at lr={rate:g}: lower lr, or give a sparsity",
-            stacklevel=4,
+            stacklevel=3,
         )
     return best, history, logits, rate
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from papercore.grafting.arguments import check_choice, check_generator, entries_asked_for
+from papercore.grafting.entries import write
 from papercore.grafting.errors import NonFiniteError
 from papercore.grafting.live import LossFn, first_order_scores
 from papercore.grafting.mask import Mask
@@ -244,7 +245,7 @@ def screen(
     scores = first_order_scores(model, vector, loss_fn, data, batches=batches, dropout=dropout)
     most_moved = magnitude_mask(vector, k=max(1, count // 2))
     for name, places in most_moved.index.items():
-        scores[name].view(-1)[places] = torch.inf
+        write(scores[name], places.to(scores[name].device), scores[name].new_full((len(places),), torch.inf))
     index = top_mask(scores, vector, k=count).index
     if keep is None:
         return index
