@@ -55,7 +55,9 @@ def continual_seed(
                 current = copy.deepcopy(tuned)
             else:
                 delta = moved(current, tuned)
-                mask = paper_mask(current, delta, train, config.stage_k, steps=config.paper_steps, seed=seed + i)
+                mask = paper_mask(
+                    current, delta, train, None, steps=config.paper_steps, seed=seed + i, lr=config.stage_lr
+                )
                 kept.append(mask.count)
                 Graft.from_mask(tuned, mask).apply_(current).keep()
                 for name in mask:

@@ -44,7 +44,10 @@ def curve(config: QuickConfig, model: nn.Module, task: Task, tests: Documents, s
         p = grafted_probabilities(model, tuned, mask, held_out)
         paper.append([mask.count, accuracy(p, held_out.targets)])
     biases = mask_of("biases", model, delta, train, 1, steps=1, seed=seed)
-    before, after = accuracy(probabilities(model, held_out), held_out.targets), accuracy(whole, held_out.targets)
+    before, after = (
+        accuracy(probabilities(model, held_out), held_out.targets),
+        accuracy(whole, held_out.targets),
+    )
     k = smallest(config.ks, acc[0], after)
     kept = masks["learned", k if k is not None else config.ks[-1]]
     again = retrained(model, kept, train, **options)
@@ -89,7 +92,9 @@ def wrong_entries(model: nn.Module, tuned: nn.Module, mask: Mask) -> int:
     return wrong
 
 
-def deranged(config: QuickConfig, model: nn.Module, task: Task, tests: Documents, seed: int) -> dict[str, Any]:
+def deranged(
+    config: QuickConfig, model: nn.Module, task: Task, tests: Documents, seed: int
+) -> dict[str, Any]:
     """The task whose every answer has to move: learned masks and movement at larger sizes, and the paper's rule uncapped."""
     train, held_out = task.batch(few_shot(task, config.per_class, seed)), task.batch(tests)
     tuned = fine_tune(
@@ -100,7 +105,10 @@ def deranged(config: QuickConfig, model: nn.Module, task: Task, tests: Documents
         [
             accuracy(
                 grafted_probabilities(
-                    model, tuned, mask_of(rule, model, delta, train, k, steps=config.mask_steps, seed=seed), held_out
+                    model,
+                    tuned,
+                    mask_of(rule, model, delta, train, k, steps=config.mask_steps, seed=seed),
+                    held_out,
                 ),
                 held_out.targets,
             )

@@ -46,9 +46,13 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """Masked language model of the small world; weights from `generator` or, by `pretrained()`, from the file beside it."""
 
-    def __init__(self, *, width: int = 64, layers: int = 2, heads: int = 4, generator: torch.Generator) -> None:
+    def __init__(
+        self, *, width: int = 64, layers: int = 2, heads: int = 4, generator: torch.Generator
+    ) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):  # the layers' own initialisation must not move the global generator
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # the layers' own initialisation must not move the global generator
             self.words = nn.Embedding(VOCABULARY, width)
             self.places = nn.Parameter(torch.empty(LENGTH, width))
             self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))

@@ -45,7 +45,9 @@ def mask_of(
         ValueError: an unknown rule.
     """
     if rule == "learned":
-        return learn_mask(model, delta, loss, [batch], rule="topk", sparsity=k / delta.total, steps=steps).mask
+        return learn_mask(
+            model, delta, loss, [batch], rule="topk", sparsity=k / delta.total, steps=steps
+        ).mask
     if rule == "paper":
         return paper_mask(model, delta, batch, k, steps=steps, seed=seed)
     if rule == "first-order":
@@ -60,14 +62,23 @@ def mask_of(
 
 
 def paper_mask(
-    model: nn.Module, delta: TaskVector, batch: Batch, k: int | None, *, steps: int, seed: int, lr: float | None = None
+    model: nn.Module,
+    delta: TaskVector,
+    batch: Batch,
+    k: int | None,
+    *,
+    steps: int,
+    seed: int,
+    lr: float | None = None,
 ) -> Mask:
     """The paper's rule: gradient descent on S from an empty base; the step with the best training accuracy, as in its code.
 
     k: at most so many entries, with the rate that law (3) sets; None: no cap, at the rate lr.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # too large and too small rates are part of what is shown
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # too large and too small rates are part of what is shown
         found = learn_mask(
             model, delta, loss, [batch], rule="paper", sparsity=None if k is None else k / delta.total, steps=steps,
             lr=lr, generator=torch.Generator().manual_seed(seed), metric=_metric,

@@ -29,7 +29,13 @@ def train_multitask(
     """The fine-tuned model and each task's own training batch."""
     parts = [task.batch(few_shot(task, config.per_class, seed + 10 * i)) for i, task in enumerate(tasks)]
     tuned = fine_tune(
-        model, joined(parts), optimizer="adamw", lr=config.adam_lr, steps=config.multi_steps, size=2 * config.size, seed=seed
+        model,
+        joined(parts),
+        optimizer="adamw",
+        lr=config.adam_lr,
+        steps=config.multi_steps,
+        size=2 * config.size,
+        seed=seed,
     )
     return tuned, parts
 
@@ -47,7 +53,9 @@ def multitask_seed(
     delta = moved(model, tuned)
     names = [task.name for task in tasks]
     masks = {
-        task.name: paper_mask(model, delta, part, None, steps=config.paper_steps, seed=seed + i, lr=config.paper_lr)
+        task.name: paper_mask(
+            model, delta, part, None, steps=config.paper_steps, seed=seed + i, lr=config.paper_lr
+        )
         for i, (task, part) in enumerate(zip(tasks, parts, strict=True))
     }
     held_out = [task.batch(tests) for task in tasks]
@@ -55,7 +63,9 @@ def multitask_seed(
     scores = {
         "none": [accuracy(probabilities(model, b), b.targets) for b in held_out],
         "all weights": [accuracy(probabilities(tuned, b), b.targets) for b in held_out],
-        **{name: [grafted_accuracy(model, tuned, mask, b) for b in held_out] for name, mask in chosen.items()},
+        **{
+            name: [grafted_accuracy(model, tuned, mask, b) for b in held_out] for name, mask in chosen.items()
+        },
     }
     grafts = {}
     for name, mask in masks.items():

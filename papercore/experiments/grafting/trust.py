@@ -26,13 +26,18 @@ from papercore.experiments.grafting.config import QuickConfig
 from papercore.experiments.grafting.encoder import graftable
 from papercore.experiments.grafting.finetuning import fine_tune, label_logits
 from papercore.experiments.grafting.masks import mask_of, moved, retrained
-from papercore.experiments.grafting.world import Batch, Task, documents
+from papercore.experiments.grafting.world import LABEL, Batch, Task, documents
 from papercore.grafting import Graft, expected_calibration_error, fit_temperature, reliability
 
 METHODS = (
     "fine-tuned", "graft, learned", "graft, movement", "graft, random", "stopped early", "temperature", "WiSE-FT",
     "graft + temperature", "trained anew in the region",
 )  # fmt: skip
+# Label words of another attribute, topic: what the model says before fine-tuning has nothing to do with either feature.
+OVERFIT = {
+    "sentiment": Task("sentiment", "sentiment", ("Q", "IT"), LABEL["topic"][:2]),
+    "style": Task("style", "style", ("Q", "WAS"), LABEL["topic"][2:]),
+}
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MEASURES = ("train", "home", "away", "ece", "ece_away", "confidence")
 BINS = 15
@@ -63,7 +68,7 @@ def trust_seed(config: QuickConfig, model: nn.Module, task: Task, seed: int) -> 
         return False
 
     options: dict[str, Any] = {
-        "optimizer": "adamw", "lr": config.adam_lr, "steps": config.over_steps, "size": config.size, "seed": seed,
+        "optimizer": "adamw", "lr": config.over_lr, "steps": config.over_steps, "size": config.size, "seed": seed,
     }  # fmt: skip
     tuned = fine_tune(model, train, check=check, **options)
     delta = moved(model, tuned)
@@ -79,10 +84,13 @@ def trust_seed(config: QuickConfig, model: nn.Module, task: Task, seed: int) -> 
     # The checkpoint whose dev accuracy is nearest to the graft's; of equal ones the earliest.
     found["stopped early"] = min(stops, key=lambda logits: abs(_right(logits, sets, "dev") - goal))
     temperature = {
-        name: fit_temperature(found[name]["dev"], sets["dev"].targets) for name in ("fine-tuned", "graft, learned")
+        name: fit_temperature(found[name]["dev"], sets["dev"].targets)
+        for name in ("fine-tuned", "graft, learned")
     }
     found["temperature"] = {k: v / temperature["fine-tuned"] for k, v in found["fine-tuned"].items()}
-    found["graft + temperature"] = {k: v / temperature["graft, learned"] for k, v in found["graft, learned"].items()}
+    found["graft + temperature"] = {
+        k: v / temperature["graft, learned"] for k, v in found["graft, learned"].items()
+    }
     alpha, found["WiSE-FT"] = _interpolated(model, tuned, sets)
     again = retrained(model, masks["learned"], train, **options)
     found["trained anew in the region"] = _logits(again, sets)
@@ -90,7 +98,9 @@ def trust_seed(config: QuickConfig, model: nn.Module, task: Task, seed: int) -> 
     drawn = {}
     for name in ("fine-tuned", "graft, learned", "temperature"):
         bins = reliability(found[name]["home"].softmax(1), sets["home"].targets, bins=BINS)
-        drawn[f"bins_{name}"] = torch.stack([bins.count, bins.confidence, bins.accuracy]).nan_to_num(0.0).numpy()
+        drawn[f"bins_{name}"] = (
+            torch.stack([bins.count, bins.confidence, bins.accuracy]).nan_to_num(0.0).numpy()
+        )
     before = _logits(model, sets)
     return {
         "rows": np.array(rows),
@@ -101,7 +111,9 @@ def trust_seed(config: QuickConfig, model: nn.Module, task: Task, seed: int) -> 
     }
 
 
-def _interpolated(model: nn.Module, tuned: nn.Module, sets: dict[str, Batch]) -> tuple[float, dict[str, Tensor]]:
+def _interpolated(
+    model: nn.Module, tuned: nn.Module, sets: dict[str, Batch]
+) -> tuple[float, dict[str, Tensor]]:
     """WiSE-FT, theta_pre + alpha delta, with the alpha of the smallest dev loss."""
     mixed, new, old = copy.deepcopy(model), dict(tuned.named_parameters()), dict(model.named_parameters())
     best: tuple[float, float] | None = None

@@ -61,9 +61,7 @@ class Documents:
         return len(self.words)
 
     def take(self, index: Tensor) -> Documents:
-        return Documents(
-            self.words[index], self.domain[index], {k: v[index] for k, v in self.values.items()}
-        )
+        return Documents(self.words[index], self.domain[index], {k: v[index] for k, v in self.values.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +161,9 @@ def documents(
         if name == "noise":
             continue
         k = ATTRIBUTES[name]
-        shown = np.where(rng.random((n, WORDS)) < purity, values[name][:, None], rng.integers(k, size=(n, WORDS)))
+        shown = np.where(
+            rng.random((n, WORDS)) < purity, values[name][:, None], rng.integers(k, size=(n, WORDS))
+        )
         place = rng.integers(LIST, size=(n, WORDS))
         word = _STARTS[name] + (word_domain * k + shown) * LIST + place
         words = np.where(kind == i, word, words)
