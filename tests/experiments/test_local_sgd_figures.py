@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("matplotlib").use("agg")
 
 from papercore.experiments.local_sgd import figures, tables  # noqa: E402
+from papercore.experiments.local_sgd.standard_forms import REDUCED  # noqa: E402
 from papercore.lab import page  # noqa: E402
 from papercore.lab.claims import judge, load_claims  # noqa: E402
 from papercore.lab.picture import png_bytes  # noqa: E402
