@@ -72,6 +72,9 @@ class Graft:
         self.shapes = {n: tuple(shapes[n]) for n in self.index}
         self.base = base
         self.metadata = dict(metadata or {})
+        self._overwrote: dict[str, Tensor] | None = (
+            None  # values of the base at the entries, once it was checked
+        )
 
     @classmethod
     @torch.no_grad()
@@ -183,9 +186,16 @@ class Graft:
                     f"{name} has dtype {parameter.dtype}, the graft {self.values[name].dtype}: load the model in that dtype, "
                     "or pass force=True to cast the values"
                 )
+        old = {n: read(p.detach(), self.index[n].to(p.device)) for n, p in parameters.items()}
         if not force and self.base is not None:
             _check_beneath(model, self.base, repr(self))
-        return Handle(self, model, parameters)
+            if not stack.active(model):
+                # Writes through .data move no version counter; most of them show at our own entries.
+                seen = self._overwrote
+                if seen is not None and any(not torch.equal(seen[n].to(v.device), v) for n, v in old.items()):
+                    check_base(model, self.base, repr(self), cached=False)
+                self._overwrote = old
+        return Handle(self, model, parameters, old)
 
     @contextmanager
     def applied(self, model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
@@ -251,9 +261,10 @@ class Graft:
 class Handle:
     """A graft that is applied to a model; `Graft.apply_` makes it."""
 
-    def __init__(self, graft: Graft, model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
-        self.graft, self.model = graft, model
-        self._old = {n: read(p.detach(), graft.index[n].to(p.device)) for n, p in parameters.items()}
+    def __init__(
+        self, graft: Graft, model: nn.Module, parameters: dict[str, nn.Parameter], old: dict[str, Tensor]
+    ) -> None:
+        self.graft, self.model, self._old = graft, model, old
         self.active = True
         stack.push(model, self)
         try:

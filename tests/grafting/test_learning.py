@@ -152,7 +152,7 @@ def test_the_critical_rate_tends_to_law_3() -> None:
     for start in (0.0, 0.5, 1.0):
         limit = math.exp(10 - start)
         ratios = [critical_rate(steps, start=start) * steps / limit for steps in (1, 10, 100, 1000)]
-        assert ratios == sorted(ratios, reverse=True)[: len(ratios)] or ratios[-1] < ratios[1]
+        assert ratios[1] > ratios[2] > ratios[3] > 1.0  # the recursion lags behind its limit
         assert ratios[-1] == pytest.approx(1.0, abs=0.02)
     assert threshold(1e7, 10, start=0.0) == pytest.approx(math.exp(10) / 1e8)
     with pytest.raises(ValueError, match="lr=0 must be finite and > 0"):
