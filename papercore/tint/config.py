@@ -75,6 +75,25 @@ def simulator_shape(d_model: int, n_head: int, stack: int, heads: int | None = N
     return SimulatorShape(stack, d_model // stack, d_sim, heads)
 
 
+def checked_count(name: str, value: object) -> None:
+    """ValueError unless `value` is a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} = {value!r}: expected a whole number of at least 1.")
+
+
+def checked_number(name: str, value: object) -> float:
+    """The value; TypeError unless it is a number."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} = {value!r}: expected a number.")
+    return value
+
+
+def checked_rate(name: str, value: object) -> None:
+    """TypeError or ValueError unless `value` can be a learning rate."""
+    if not 0 <= checked_number(name, value) < math.inf:
+        raise ValueError(f"{name} = {value}: expected a finite number of at least 0.")
+
+
 @dataclass(frozen=True)
 class TinTConfig:
     """Settings of a TinTModel.
@@ -112,16 +131,12 @@ class TinTConfig:
 
     def __post_init__(self) -> None:
         for name in ("stack", "n_steps"):
-            self._at_least_one(name)
+            checked_count(name, getattr(self, name))
         for name in ("n_layers", "mlp_chunks", "heads"):
             if getattr(self, name) is not None:
-                self._at_least_one(name)
-        for name in ("inner_lr", "fd_eps"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
-                raise TypeError(f"{name} = {value!r}: expected a number.")
-        if not (math.isfinite(self.inner_lr) and self.inner_lr >= 0):
-            raise ValueError(f"inner_lr = {self.inner_lr}: expected a finite number of at least 0.")
+                checked_count(name, getattr(self, name))
+        checked_rate("inner_lr", self.inner_lr)
+        checked_number("fd_eps", self.fd_eps)
         checked_epsilon(self.fd_eps)
         chosen("reduction", self.reduction, REDUCTIONS)
         chosen("ln_grad", self.ln_grad, GRADIENTS)
@@ -130,11 +145,6 @@ class TinTConfig:
         chosen("update_layernorm", self.update_layernorm, UPDATE_LAYERNORM)
         chosen("loss", self.loss, LOSSES)
         chosen("backend", self.backend, BACKENDS)
-
-    def _at_least_one(self, name: str) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} = {value!r}: expected a whole number of at least 1.")
 
     @property
     def has_differences(self) -> bool:

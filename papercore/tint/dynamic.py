@@ -13,6 +13,7 @@ are the simulator's, so that the two can be compared tensor by tensor:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from papercore.tint.auxiliary import (
     PieceKey,
     read_auxiliary,
 )
-from papercore.tint.config import TinTConfig, checked_layers
+from papercore.tint.config import TinTConfig, checked_count, checked_layers, checked_rate
 from papercore.tint.model import TinTOutput, summarise, warn_of_divergence
 from papercore.tint.targets import Targets, checked_targets
 from papercore.tint.tiny_gpt import readable_pairs
@@ -169,6 +170,11 @@ def _base(pieces: list[Piece]) -> dict[PieceKey, Tensor]:
     return {piece.key: piece.view(piece.stored) for piece in pieces}
 
 
+def _copied(tensor: Any) -> Any:
+    """A copy where it is a tensor; what is none is refused later, by its own message."""
+    return tensor.clone() if isinstance(tensor, Tensor) else tensor
+
+
 @torch.no_grad()
 def dynamic_eval(
     model: nn.Module,
@@ -210,6 +216,18 @@ def dynamic_eval(
     >>> bool(output.loss < output.initial_loss)
     True
     """
+    if torch.is_inference_mode_enabled():
+        # Autograd keeps no tensor made in inference mode, so the call starts again outside of it, on copies.
+        masks = (labels, gradient_mask, attention_mask, position_ids)
+        with torch.inference_mode(False):
+            own, gradient, attention, positions = (_copied(tensor) for tensor in masks)
+            return dynamic_eval(
+                model, _copied(input_ids), _copied(train_mask), own, lr=lr, steps=steps, detach_scores=detach_scores,
+                n_layers=n_layers, update_layernorm=update_layernorm, update_bias=update_bias, reduction=reduction,
+                gradient_mask=gradient, attention_mask=attention, position_ids=positions,
+            )  # fmt: skip
+    checked_rate("lr", lr)
+    checked_count("steps", steps)
     # The settings that the two share are checked where the simulator's are.
     settings = TinTConfig(
         n_layers=n_layers,
@@ -258,5 +276,5 @@ def dynamic_eval(
         for piece in pieces:
             piece.view(updates[piece.parameter])[row].copy_(changes[piece.key])
     output = summarise(targets, torch.cat(after), torch.cat(before), updates)
-    warn_of_divergence(output, lr, reduction)
+    warn_of_divergence(output, lr, reduction, "lr")
     return output

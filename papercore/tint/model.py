@@ -87,8 +87,8 @@ def summarise(
     )
 
 
-def warn_of_divergence(output: TinTOutput, lr: float, reduction: str) -> None:
-    """Say so where a step made a loss infinite or more than doubled it."""
+def warn_of_divergence(output: TinTOutput, lr: float, reduction: str, setting: str = "inner_lr") -> None:
+    """Say so where a step made a loss infinite or more than doubled it. setting: what the caller calls its rate."""
     n = int(output.n_train.max())
     pairs = (
         ("loss", output.initial_loss, output.loss),
@@ -104,7 +104,7 @@ def warn_of_divergence(output: TinTOutput, lr: float, reduction: str) -> None:
                 else "lower it"
             )
             warnings.warn(
-                f"the {name} went from {float(before):.3g} to {float(after):.3g} nats: inner_lr = {lr} is too big ({hint}).",
+                f"the {name} went from {float(before):.3g} to {float(after):.3g} nats: {setting} = {lr} is too big ({hint}).",
                 UserWarning,
                 stacklevel=3,
             )

@@ -58,12 +58,15 @@ class Targets:
 
 
 def _checked_mask(name: str, mask: Tensor, shape: tuple[int, ...], *, integers: bool = False) -> Tensor:
+    kinds = "torch.bool, or integers 0 and 1," if integers else "torch.bool"
     if not isinstance(mask, Tensor):
-        raise TypeError(f"{name} is {type(mask).__name__}: expected a torch.bool tensor of shape {shape}.")
+        raise TypeError(f"{name} is {type(mask).__name__}: expected a tensor, {kinds} of shape {shape}.")
     if mask.dtype != torch.bool and not (integers and not mask.is_floating_point()):
-        raise ValueError(f"{name} is {mask.dtype} {tuple(mask.shape)}: expected torch.bool of shape {shape}.")
+        raise ValueError(f"{name} is {mask.dtype} {tuple(mask.shape)}: expected {kinds} of shape {shape}.")
     if tuple(mask.shape) != shape:
         raise ValueError(f"{name} has shape {tuple(mask.shape)}: expected {shape}, one value a token.")
+    if mask.dtype != torch.bool and bool(((mask != 0) & (mask != 1)).any()):
+        raise ValueError(f"{name} has values from {int(mask.min())} to {int(mask.max())}: expected 0 and 1.")
     return mask.bool()
 
 
@@ -123,6 +126,9 @@ def checked_targets(
         attention_mask = _checked_mask("attention_mask", attention_mask, shape, integers=True)
         # A token that may not even read itself is padding.
         real = attention_mask.diagonal(dim1=1, dim2=2) if square else attention_mask
+        if bool((~real).all(dim=1).any()):
+            row = int((~real).all(dim=1).nonzero()[0, 0])
+            raise ValueError(f"attention_mask hides every token of document {row}: leave the document out.")
     if position_ids is None:
         position_ids = auxiliary.position_ids(input_ids, attention_mask).expand(batch, tokens)
     else:

@@ -134,3 +134,21 @@ def test_dynamic_evaluation_reads_the_model_as_the_simulator_does() -> None:
     post_norm = auxiliary("opt", do_layer_norm_before=False)
     assert "layer_norm" in refusal(NotImplementedError, tint.dynamic_eval, post_norm, ids, mask, lr=1e-3)
     assert "gpt2" in refusal(TypeError, tint.dynamic_eval, "gpt2", ids, mask, lr=1e-3)
+
+
+def test_dynamic_evaluation_within_inference_mode() -> None:
+    model, ids, mask = auxiliary("gpt2"), documents(1), first(7)
+    expected = tint.dynamic_eval(model, ids, mask, lr=LR)
+    with torch.inference_mode():
+        out = tint.dynamic_eval(model, ids.clone(), mask.clone(), lr=LR)
+    assert torch.equal(out.logits, expected.logits)
+    for name, change in expected.updates.items():
+        assert torch.equal(out.updates[name], change), name
+
+
+def test_an_attention_mask_of_other_integers_is_refused() -> None:
+    model, ids, mask = auxiliary("gpt2"), documents(1), first(7)
+    message = refusal(
+        ValueError, tint.dynamic_eval, model, ids, mask, lr=LR, attention_mask=torch.full_like(ids, 2)
+    )
+    assert "attention_mask" in message and "2" in message and "0 and 1" in message

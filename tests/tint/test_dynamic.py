@@ -150,8 +150,8 @@ def test_nothing_to_train_on() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"lr": -1.0}, ["inner_lr", "-1.0"]),
-        ({"lr": 1e-3, "steps": 0}, ["n_steps", "0"]),
+        ({"lr": -1.0}, ["lr = -1.0"]),
+        ({"lr": 1e-3, "steps": 0}, ["steps = 0"]),
         ({"lr": 1e-3, "n_layers": 4}, ["n_layers", "4", "3"]),
         ({"lr": 1e-3, "update_layernorm": "biases"}, ["biases", "bias"]),
     ],

@@ -149,7 +149,7 @@ def test_a_step_that_is_too_big() -> None:
         tint(inner_lr=100.0)(IDS, MASK)
     with pytest.warns(UserWarning, match=r"inner_lr = 100.0 is too big \(lower it\)"):
         tint(inner_lr=100.0, reduction="mean")(IDS, MASK)
-    with pytest.warns(UserWarning, match=r"inner_lr = 100.0 is too big"):
+    with pytest.warns(UserWarning, match=r"nats: lr = 100.0 is too big"):
         dynamic_eval(auxiliary("tiny_gpt"), IDS, MASK, lr=100.0)
 
 

@@ -119,7 +119,9 @@ def test_the_generator_alone_decides_the_first_weights() -> None:
         assert torch.equal(tensor, again.state_dict()[name])
     assert not torch.equal(first.wte.weight, other.wte.weight)
     assert float(first.wte.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
-    assert float(first.h[0].mlp.fc_out.weight.detach().std()) == pytest.approx(0.01, rel=0.1)  # 0.02 / sqrt(2 L)
+    assert float(first.h[0].mlp.fc_out.weight.detach().std()) == pytest.approx(
+        0.01, rel=0.1
+    )  # 0.02 / sqrt(2 L)
 
 
 def test_sizes() -> None:
