@@ -39,7 +39,7 @@ class QuickConfig(Config):
 
     seeds: int = option(3, "seeds: few-shot documents, order of training, masks", minimum=2)
     per_class: int = option(64, "training documents of each label", minimum=2)
-    tests: int = option(600, "test documents of each kind", minimum=10)
+    tests: int = option(500, "test documents of each kind", minimum=10)
     size: int = option(32, "documents of a fine-tuning step", minimum=1)
     sgd_lr: float = option(0.6, "SGD's rate, single-task fine-tuning", minimum=0.0)
     sgd_steps: int = option(120, "steps of single-task fine-tuning", minimum=1)

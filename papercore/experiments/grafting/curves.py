@@ -48,8 +48,7 @@ def curve(config: QuickConfig, model: nn.Module, task: Task, tests: Documents, s
         accuracy(probabilities(model, held_out), held_out.targets),
         accuracy(whole, held_out.targets),
     )
-    k = smallest(config.ks, acc[0], after)
-    kept = masks["learned", k if k is not None else config.ks[-1]]
+    kept = masks["learned", smallest(config.ks, acc[0], after) or config.ks[-1]]
     again = retrained(model, kept, train, **options)
     return {
         "accuracy": acc,

@@ -82,7 +82,7 @@ def fine_tune(
         index, order = order[:size], order[size:]
         value = loss(model, batch.take(index))
         if not torch.isfinite(value):
-            raise FloatingPointError(f"the loss is {float(value)} at step {step} of fine-tuning.")
+            raise FloatingPointError(f"the loss is {float(value.detach())} at step {step} of fine-tuning.")
         rule.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(list(moved.values()), 1.0)

@@ -67,7 +67,7 @@ def multitask_seed(
             name: [grafted_accuracy(model, tuned, mask, b) for b in held_out] for name, mask in chosen.items()
         },
     }
-    grafts = {}
+    grafts: dict[str, np.ndarray] = {}
     for name, mask in masks.items():
         index, values = flat_entries(tuned, mask)
         grafts |= {f"graft_{name}_index": index, f"graft_{name}_values": values}

@@ -44,7 +44,9 @@ def curves(config: QuickConfig, record: Record, found: Found, tasks: Sequence[st
     record.array("ks", np.array(ks))
     pairs: dict[str, list[float]] = {rule: [] for rule in RULES}
     effect: list[float] = []
-    kept, anew, wrong = [], [], 0
+    kept: list[float] = []
+    anew: list[float] = []
+    wrong = 0
     for task in tasks:
         acc = _several(found, "curve", task, "accuracy", config.seeds)  # [seeds, rules, ks]
         before, after = (_several(found, "curve", task, key, config.seeds) for key in ("before", "after"))
@@ -119,7 +121,8 @@ def multitask(config: QuickConfig, record: Record, found: Found) -> None:
     record.table("unions", ["grafted", *names], rows)
     inside, outside = [], []
     for s in range(seeds):
-        ins, outs = [], []
+        ins: list[float] = []
+        outs: list[float] = []
         for i, name in enumerate(subsets):
             members = name.split(" + ")
             if len(members) != 2:
@@ -143,11 +146,11 @@ def multitask(config: QuickConfig, record: Record, found: Found) -> None:
     record.array("density", density)
     mean = [float(contained[s][off].mean()) for s in range(seeds)]
     chance = [float(np.repeat(density[s][:, None], len(names), 1)[off].mean()) for s in range(seeds)]
-    told = paired(mean, chance)
+    above = paired(mean, chance)
     record.metric("overlap", float(np.mean(mean)), "abs:0.1")
     record.metric("overlap_chance", float(np.mean(chance)), "abs:0.05")
     record.metric("overlap_lift", float(np.mean(np.array(mean) / np.array(chance))), "rel:0.4")
-    record.metric("overlap_above_chance_p", told.p, "abs:1")
+    record.metric("overlap_above_chance_p", above.p, "abs:1")
     for t, task in enumerate(names):
         record.metric(f"{task}_density", float(density[:, t].mean()), "rel:0.4")
         record.metric(f"{task}_multi", float(after[:, t].mean()), "abs:0.03")
@@ -190,7 +193,7 @@ def trust(config: QuickConfig, record: Record, found: Found, tasks: Sequence[str
     of = {name: i for i, name in enumerate(MEASURES)}
     record.metric("trust_runs", len(rows), "exact")
 
-    def column(method: str, measure: str) -> np.ndarray:
+    def column(method: str, measure: str) -> Any:
         return rows[:, at[method], of[measure]]
 
     tuned, graft = column("fine-tuned", "ece"), column("graft, learned", "ece")
