@@ -100,7 +100,9 @@ def cosines(record: Record) -> Drawn:
                 (("stop", "to autograd, scores held fixed"), ("full", "to full autograd"))
             ):
                 values = np.maximum(1 - found[f"cosines_{label}_{target}"], SMALLEST)
-                drawn = series_style(index) | {"linestyle": "none", "markersize": 4.5}
+                drawn = series_style(index) | {"linestyle": "none", "markersize": (4.0, 6.5)[index]}
+                if index:  # hollow, so that a point under it is seen
+                    drawn |= {"markerfacecolor": "none", "markeredgewidth": 1.3}
                 ax.plot(values, np.arange(len(names)), label=text if ax is axes[0] else None, **drawn)
             ax.axvline(1e-3, color=GREY, linewidth=0.9, linestyle=":", marker="none")
             ax.set(xscale="log", xlabel=f"1 − cosine, {label} weights")
@@ -123,7 +125,7 @@ def cosines(record: Record) -> Drawn:
         f"above all, are off. Not in the picture: queries and keys, which are never updated; in trained models they hold {m['dropped_trained']:.0%} of "
         f"the gradient's squared norm, in random ones {m['dropped_random']:.0%}."
     )
-    return Drawn("fig-tint-cosines", fig, alt, caption)
+    return Drawn("fig-tint-cosines", fig, alt, caption, dpi=100)
 
 
 def sweep(record: Record) -> Drawn:
@@ -165,7 +167,7 @@ def sweep(record: Record) -> Drawn:
         "reported on below). The loss is a sum over tokens, so the step grows with the training part and its best rate falls. Too large a rate "
         "hurts, for the simulator and for autograd alike. A seed takes the rate that is best on the other seeds' documents."
     )
-    return Drawn("fig-tint-sweep", fig, alt, caption)
+    return Drawn("fig-tint-sweep", fig, alt, caption, dpi=100)
 
 
 def perplexity(record: Record) -> Drawn:
@@ -225,7 +227,7 @@ def perplexity(record: Record) -> Drawn:
         "documents. Hollow: what the paper's table says of its own models on WikiText-103, as recalled and unconfirmed; other text, so only the "
         "size of the effect can be compared."
     )
-    return Drawn("fig-tint-perplexity", fig, alt, caption)
+    return Drawn("fig-tint-perplexity", fig, alt, caption, dpi=100)
 
 
 def steps(record: Record) -> Drawn:
@@ -292,4 +294,4 @@ def variants(record: Record) -> Drawn:
         "random models are large, and the error of a difference grows with ε times the gradient; where kinks are met (ReLU in OPT) the larger ε misses the line. RMS norm, gated units, "
         "rotary positions and shared key heads are this book's extension: the paper's code has none of them."
     )
-    return Drawn("fig-tint-variants", fig, f"Lowest cosine by kind of auxiliary: {told}.", caption)
+    return Drawn("fig-tint-variants", fig, f"Lowest cosine by kind of auxiliary: {told}.", caption, dpi=100)

@@ -104,8 +104,8 @@ def layout(record: Record | None = None) -> Drawn:
     )
     caption = (
         f"The layout, from real tensors: the value projection of a model of width D = {d} just before its update (S = {STACK} rows a token, so K = {k} "
-        f"prefix tokens). White is zero. Signal: the gradient that arrives, scaled to be seen; memory: the input that the layer kept. For OPT-125M: "
+        f"prefix tokens). White is zero. Signal: the gradient that arrives, scaled to be seen; memory: the input that the layer kept. The last token predicts nothing, so that no gradient reaches it. For OPT-125M: "
         f"K = {large.n_prefix} prefix tokens, {large.n_position:,} positions, {large.d_sim:,} numbers a token with the bias in a slot of its own "
         f"(the paper's count leaves biases out: {paper:,})."
     )
-    return Drawn("fig-tint-layout", fig, alt, caption, colours=48)
+    return Drawn("fig-tint-layout", fig, alt, caption, colours=48, dpi=100)

@@ -15,6 +15,7 @@ from papercore.lab.figures import COLOURS, GREY, series_style, style
 from papercore.lab.page import Drawn, require, rows
 from papercore.lab.record import Record
 
+SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 FLOOR = 1e-17  # an error of exactly zero is drawn here
 
 
@@ -44,9 +45,11 @@ def modules(record: Record) -> Drawn:
     caption = (
         "Error of each simulated operation against torch's own. Linear layers are run by literal attention heads over prefix tokens, in six shapes, the "
         f"worst shown: exact to rounding. So is everything but the two backward passes by finite differences (ε = {eps:g}), which are approximations by "
-        "design. (Attention's backward pass is compared with autograd that holds the scores fixed; what that leaves out is the next figure but one.)"
+        "design. (Attention's backward pass is compared with autograd that holds the scores fixed; what that leaves out is measured further down.)"
     )
-    return Drawn("fig-tint-modules", fig, f"Relative errors in double and single precision: {told}.", caption)
+    return Drawn(
+        "fig-tint-modules", fig, f"Relative errors in double and single precision: {told}.", caption, dpi=100
+    )
 
 
 def differences(record: Record) -> Drawn:
@@ -73,18 +76,12 @@ def differences(record: Record) -> Drawn:
                         drawn |= {"markerfacecolor": "white"}
                     ax.plot(eps, values, label=f"{word}, {kind}" if ax is axes[0] else None, **drawn)
             top = record.arrays[f"difference_{function}_fp64_forward"][0]
-            for power, at in ((1, 3.0 * top), (2, 0.1 * top)):
-                ax.plot(
-                    [1, 1e-3], [at, at * 1e-3**power], color=GREY, linewidth=0.9, linestyle=":", marker="none"
-                )
-                ax.annotate(
-                    f"slope {power}",
-                    (1e-2, at * 1e-2**power),
-                    fontsize=8,
-                    color=GREY,
-                    ha="left",
-                    va="bottom" if power == 1 else "top",
-                )
+            dotted = {"color": GREY, "linewidth": 0.9, "linestyle": ":", "marker": "none"}
+            ax.plot([1e-2, 1e-5], [2e-3 * top, 2e-6 * top], **dotted)
+            ax.annotate("slope 1", (1e-5, 1.5e-6 * top), fontsize=8, color=GREY, ha="center", va="top")
+            low = record.arrays[f"difference_{function}_fp64_central"][0]
+            ax.plot([1, 1e-3], [0.2 * low, 0.2e-6 * low], **dotted)
+            ax.annotate("slope 2 ", (1e-2, 0.2e-4 * low), fontsize=8, color=GREY, ha="right", va="top")
             ax.set(xscale="log", yscale="log", ylim=(1e-12, 5), xlabel=f"ε, {label}")
             ax.invert_xaxis()
         axes[0].set(ylabel="relative error")
@@ -101,7 +98,7 @@ def differences(record: Record) -> Drawn:
         f"where layer norm errs by {m['layernorm_fp32_at_1e_3']:.1e}. In bfloat16 there is no good ε at all. Entries of the gradient are about 0.05 "
         "here, and the error grows with ε times their size."
     )
-    return Drawn("fig-tint-differences", fig, alt, caption)
+    return Drawn("fig-tint-differences", fig, alt, caption, dpi=100)
 
 
 def softmax(record: Record) -> Drawn:
@@ -116,12 +113,12 @@ def softmax(record: Record) -> Drawn:
         for index, name in enumerate(names):
             _, precision, mass = name.split("_")
             power = int(np.log10(float(mass)))
-            label = f"M = 10^{power}" + (", single" if precision == "fp32" else "")
+            label = f"M = 10{str(power).translate(SUPERSCRIPT)}" + (", single" if precision == "fp32" else "")
             drawn = series_style(index) | {"markersize": 4.5 - 0.3 * index}
             ax.plot(eps, record.arrays[name], label=label, **drawn)
         top = float(record.arrays[names[-2]][0])
-        ax.plot([1, 1e-4], [3 * top, 3e-4 * top], color=GREY, linewidth=0.9, linestyle=":", marker="none")
-        ax.annotate("slope 1", (1e-2, 3e-2 * top), fontsize=8, color=GREY, ha="left", va="bottom")
+        ax.plot([1, 1e-4], [0.3 * top, 0.3e-4 * top], color=GREY, linewidth=0.9, linestyle=":", marker="none")
+        ax.annotate("slope 1 ", (1e-2, 0.3e-2 * top), fontsize=8, color=GREY, ha="right", va="top")
         ax.set(xscale="log", yscale="log", xlabel="ε, scale of the scores", ylabel="relative error of W x")
         ax.invert_xaxis()
         fig.legend(ncols=5, **LEGEND)

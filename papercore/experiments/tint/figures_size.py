@@ -75,7 +75,9 @@ def size(record: Record) -> Drawn:
         f"factor of {m['split_saving']:.1f}. If the two forward passes do not share their blocks, it is {m['params_opt_125m_not_shared'] / 1e9:.2f} billion. "
         f"Hollow: the paper's table as recalled, unconfirmed. The row of OPT-350M does not fit the formula ({m['params_opt_350m_off']:+.1%}), the others do: we show it as it is."
     )
-    return Drawn("fig-tint-size", fig, f"Parameters of the simulator by the formula: {told}.", caption)
+    return Drawn(
+        "fig-tint-size", fig, f"Parameters of the simulator by the formula: {told}.", caption, dpi=100
+    )
 
 
 def cost(record: Record) -> Drawn:
@@ -107,7 +109,7 @@ def cost(record: Record) -> Drawn:
                 )
             ax.set_xticks(
                 range(len(order)),
-                ["TinT\nfused", "dynamic\neval.", "TinT as\nconstr."][: len(order)],
+                ["TinT\nfused", "dynamic\neval.", "TinT as\nbuilt"][: len(order)],
                 fontsize=8,
             )
             ax.set(xlabel=f"{place} model")
@@ -139,11 +141,11 @@ def cost(record: Record) -> Drawn:
         f"{row['auxiliary']} {row['method']} {row['over dynamic evaluation']:.2f}" for row in found
     )
     caption = (
-        "Left and middle: multiply-adds of one document by formula, stacked by phase, for this chapter's model (64 tokens or so, half of them trained on) and "
+        f"Left and middle: multiply-adds of one document by formula, stacked by phase, for this chapter's model ({record.config['length']} tokens, half of them trained on) and "
         f"for one of GPT-2's size on 1,024 tokens. Dynamic evaluation runs its first pass on the training part alone; the simulator also returns what "
         f"the model said before, so that fused it costs {m['flop_ratio_own_fused']:.2f} and {m['flop_ratio_gpt2_fused']:.2f} times as much. As constructed it is "
         f"{m['flop_ratio_own_literal']:.0f} and {m['flop_ratio_gpt2_literal']:.0f} times (without splitting the projections {m['flop_ratio_own_unsplit']:.0f} and "
         f"{m['flop_ratio_gpt2_unsplit']:.0f}). Right: CPU time on this book's machine, over dynamic evaluation with detached scores in the same run; medians and "
         "quartiles. Literal heads there skip the split projections, which only copy."
     )
-    return Drawn("fig-tint-cost", fig, f"Multiply-adds over dynamic evaluation: {told}.", caption)
+    return Drawn("fig-tint-cost", fig, f"Multiply-adds over dynamic evaluation: {told}.", caption, dpi=100)

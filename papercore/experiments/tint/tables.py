@@ -178,12 +178,24 @@ def beside(record: Record) -> str:
 
 
 def kept(record: Record) -> dict[str, Any]:
-    """Share of dynamic evaluation's gain that TinT keeps, least and most over fractions; where it is least; the gap there."""
+    """Share of dynamic evaluation's gain that TinT keeps, least and most over fractions; where it is least; the gap there; and the same
+    shares in the paper's recalled table for GPT-2."""
     found = rows(record, "perplexity")
     shares = {row["fraction"]: row["gain"] / row["dynamic gain"] for row in found}
     least = min(shares, key=lambda f: shares[f])
     worst = next(row for row in found if row["fraction"] == least)
+    recalled = [
+        (told["vanilla"] - told["TinT"]) / (told["vanilla"] - told["dynamic evaluation"])
+        for told in (
+            {
+                m: reported_value("tint", "lm", f"GPT-2 {m}", column)
+                for m in ("vanilla", "dynamic evaluation", "TinT")
+            }
+            for column in ("30%", "50%", "70%", "90%")
+        )
+    ]
     return {
+        "recalled_low": min(recalled), "recalled_high": max(recalled),
         "kept_low": min(shares.values()), "kept_high": max(shares.values()), "kept_least_at": least,
         "worst_gap": worst["gap"], "worst_gain": worst["dynamic gain"],
         "splits_within": sum(abs(1 - share) <= 0.1 for share in shares.values()), "splits": len(shares),
