@@ -8,8 +8,8 @@ from papercore.lab.record import Record
 from papercore.lab.stages import Stages
 
 NEEDS = {
-    "quick": "2 CPU cores, 1 GiB, about 2 minutes; scikit-learn's digits",
-    "standard": "CIFAR-10; one GPU, in slices of 8 minutes, or a reduced form in one to two hours of a CPU core",
+    "quick": "2 CPU cores, 1 GiB, under 2 minutes; scikit-learn's digits",
+    "standard": "CIFAR-10; one GPU, in slices of 8 minutes, or a reduced form in about 16 minutes of a CPU core",
     "paper": "CIFAR-10, or ImageNet in folders; a process for each of 32 or 256 workers (fewer by a setting), GPU days",
 }
 

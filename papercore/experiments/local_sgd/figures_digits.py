@@ -187,7 +187,9 @@ def standard(record: Record) -> Drawn:
         gains.legend(fontsize=8)
         values = record.arrays["standard_noise_seed_accuracy"]
         for seed in range(values.shape[1]):
-            noise.plot(noise_h, values[:, seed], color=GREY, linewidth=0.8, marker=".", label=None)
+            noise.plot(
+                noise_h, values[:, seed], color=GREY, linewidth=0.8, linestyle="-", marker=".", label=None
+            )
         noise.plot(noise_h, values.mean(axis=1), **series_style(3))
         noise.set(xscale="log", xlabel="local steps H", ylabel="test accuracy, %, label noise")
         fig.legend(*ax.get_legend_handles_labels(), ncols=5, **LEGEND)

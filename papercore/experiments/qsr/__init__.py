@@ -8,8 +8,8 @@ from papercore.lab.record import Record
 from papercore.lab.stages import Stages
 
 NEEDS = {
-    "quick": "2 CPU cores, 1 GiB, 2 minutes",
-    "standard": "CIFAR-10 (a local folder or the hub); one GPU of 24 GB, in slices of at most 8 minutes",
+    "quick": "2 CPU cores, 1 GiB, under 2 minutes",
+    "standard": "CIFAR-10 (a local folder or the hub); one GPU of 24 GB, in slices of at most 8 minutes, or a reduced form in about 15 minutes of a CPU core",
     "paper": "ImageNet (a folder of images or the hub), 16 GPUs or more under torchrun; 20 to 30 hours a run",
 }
 

@@ -183,9 +183,9 @@ def standard(record: Record) -> Drawn:
                 errors = [2 * m[f"{lead}_qsr_minus_{what}_se"] for _, lead in lengths]
                 index = _FAMILIES["dp" if what == "dp" else "constant"][1]
                 # A little apart, so that whiskers at the same length can be told from each other.
-                axes[-1].errorbar([(1 + 0.06 * shift) * step for step in steps], gaps, yerr=errors, color=COLOURS[index], marker=MARKERS[index], capsize=2.5, label=f"over {name}")  # fmt: skip
+                axes[-1].errorbar([step + 0.02 * shift * steps[-1] for step in steps], gaps, yerr=errors, color=COLOURS[index], marker=MARKERS[index], capsize=2.5, label=f"over {name}")  # fmt: skip
             axes[-1].axhline(0, color=GREY, linewidth=1.0)
-            axes[-1].set(xscale="log", xlabel="steps of the run", ylabel="gain of QSR, points")
+            axes[-1].set(xlabel="steps of the run", ylabel="gain of QSR, points", xlim=(0, 1.1 * steps[-1]))
             axes[-1].legend(fontsize=8.5)
         fig.legend(handles.values(), handles.keys(), ncols=7, **LEGEND)
     best = max(found, key=lambda row: row["accuracy"])
