@@ -92,7 +92,11 @@ def sparsity_curve(
     places = dict(zip(names, place.split([len(widest.index[n]) for n in names]), strict=True))
     with live(model, vector, index=widest.index) as weights, torch.no_grad():
         for k in order:
-            weights.switch({n: (p < k).to(weights.change[n].device) for n, p in places.items()})
+
+            def on(name: str, k: int = k) -> Tensor:
+                return (places[name] < k).to(weights.change[name].device)
+
+            weights.switch(on)
             held = min(k, widest.count)
             found[k] = CurvePoint(held, held / vector.total, float(metric(model)))
     return [found[k] for k in sizes]

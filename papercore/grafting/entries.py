@@ -68,6 +68,11 @@ def read(tensor: Tensor, index: Tensor) -> Tensor:
 @torch.no_grad()
 def write(tensor: Tensor, index: Tensor, values: Tensor) -> None:
     """Sets entries at flat indices in place, cast to the tensor's dtype."""
+    put(tensor, index, values)
+
+
+def put(tensor: Tensor, index: Tensor, values: Tensor) -> None:
+    """`write` for callers that have switched gradients off themselves."""
     values = values.to(tensor.dtype)
     if tensor.is_contiguous():
         tensor.view(-1).index_copy_(0, index, values)
@@ -75,10 +80,25 @@ def write(tensor: Tensor, index: Tensor, values: Tensor) -> None:
         tensor.index_put_(torch.unravel_index(index, tensor.shape), values)
 
 
+def find_parameter(model: nn.Module, name: str) -> nn.Parameter | None:
+    """The parameter of this name, by walking down to it: a graft of few entries must not list all parameters."""
+    *path, last = name.split(".")
+    module: nn.Module | None = model
+    for part in path:
+        module = None if module is None else module._modules.get(part)
+    return None if module is None else module._parameters.get(last)
+
+
 def parameters_named(model: nn.Module, names: list[str]) -> dict[str, nn.Parameter]:
     """The model's parameters of these names; KeyError lists those that it lacks."""
-    have = dict(model.named_parameters(remove_duplicate=False))
-    missing = [name for name in names if name not in have]
+    found: dict[str, nn.Parameter] = {}
+    missing = []
+    for name in names:
+        parameter = find_parameter(model, name)
+        if parameter is None:
+            missing.append(name)
+        else:
+            found[name] = parameter
     if missing:
         raise KeyError(", ".join(missing[:5]))
-    return {name: have[name] for name in names}
+    return found

@@ -41,32 +41,38 @@ def learn_exact_k(
     callback: Callable[[Step], object] | None,
 ) -> tuple[Best, list[Step], dict[str, Tensor]]:
     """The mask of exactly k entries with the best score among those visited, the steps, and the scores q."""
-    moved = {n: change != 0 for n, change in weights.change.items()}
-    most = sum(int(m.sum()) for m in moved.values())
+    most = sum(int(torch.count_nonzero(change)) for change in weights.change.values())
     k = min(k, most)
     best, history = Best(), []
     _, grads = scorer.gradient("theta_pre")
-    q = {n: (-g * weights.change[n]) for n, g in grads.items()}
+    q = {n: torch.mul(g, weights.change[n]).neg_().contiguous() for n, g in grads.items()}
     before: dict[str, Tensor] | None = None
     for step in range(steps):
         width = budget(step, steps, k, most)
-        chosen = largest({n: s.masked_fill(~moved[n], -torch.inf) for n, s in q.items()}, width)
-        on = {}
-        for name, s in q.items():
-            flat = torch.zeros(s.numel(), dtype=torch.bool, device=s.device)
-            flat[chosen[name]] = True
-            on[name] = flat.view(s.shape)
-        flips = width if before is None else sum(int((on[n] != before[n]).sum()) for n in on)
-        before = on
+        chosen = largest(list(q), lambda n: q[n].masked_fill(weights.change[n] == 0, -torch.inf), width)
+        flips = width if before is None else _changed(before, chosen)
+        before = chosen
+
+        def on(name: str, chosen: dict[str, Tensor] = chosen) -> Tensor:
+            dense = torch.zeros(q[name].shape, dtype=torch.bool, device=q[name].device)
+            dense.view(-1)[chosen[name]] = True
+            return dense
+
         weights.switch(on)
         loss, grads = scorer.gradient(f"step {step}")
         record = Step(step, loss, width, flips)
         if width == k and (flips or best.step < 0):
             scorer.rate(record, on, train=None if scorer.has_metric else -loss)
-            best.offer(record, on)
+            best.offer(record, on, list(q))
         history.append(record)
         for name, s in q.items():
             s.mul_(_KEEP).sub_(grads[name].mul_(weights.change[name]))
         if callback is not None and callback(record) is False and best.step >= 0:
             break
     return best, history, q
+
+
+def _changed(before: dict[str, Tensor], now: dict[str, Tensor]) -> int:
+    """Entries that are in one of two masks of indices but not in the other."""
+    same = sum(int(torch.isin(before[n], now[n], assume_unique=True).sum()) for n in now)
+    return sum(len(i) for i in before.values()) + sum(len(i) for i in now.values()) - 2 * same

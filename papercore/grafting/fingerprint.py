@@ -21,6 +21,7 @@ from hashlib import sha256
 import torch
 from torch import Tensor, nn
 
+from papercore.grafting.entries import find_parameter
 from papercore.grafting.errors import GraftMismatchError
 
 _CHUNK = 1 << 18
@@ -143,13 +144,12 @@ def check_base(model: nn.Module, base: Base, what: str, *, cached: bool = True) 
 
     cached: trust checksums of tensors that nobody wrote to since; False reads all weights as they stand.
     """
-    have = dict(model.named_parameters(remove_duplicate=False))
     wrong = []
     for name, entry in base.items():
-        if name not in have:
+        parameter = find_parameter(model, name)
+        if parameter is None:
             wrong.append(f"{name}: the model has no such parameter")
             continue
-        parameter = have[name]
         shape, dtype = tuple(parameter.shape), str(parameter.dtype).removeprefix("torch.")
         if shape != entry.shape:
             wrong.append(f"{name}: shape {shape} instead of {entry.shape}")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from papercore.grafting import stack
 from papercore.grafting.arguments import check_module
-from papercore.grafting.entries import check_plain, named_tensors, parameters_named, read, write
+from papercore.grafting.entries import check_plain, find_parameter, named_tensors, parameters_named, put, read
 from papercore.grafting.errors import GraftMismatchError, GraftStackError
 from papercore.grafting.fingerprint import (
     Base,
@@ -275,11 +275,12 @@ class Handle:
             self.active = False
             raise
 
+    @torch.no_grad()
     def _write(self, values: Mapping[str, Tensor], parameters: dict[str, nn.Parameter]) -> None:
         for name, parameter in parameters.items():
             known = known_checksum(self.model, name, parameter)
             index = self.graft.index[name].to(parameter.device)
-            write(parameter.detach(), index, values[name].to(parameter.device))
+            put(parameter.detach(), index, values[name].to(parameter.device))
             if known is not None:  # of the base beneath, which has not changed
                 remember(self.model, name, parameter, known)
 
@@ -346,9 +347,12 @@ def _check_beneath(model: nn.Module, base: Base, what: str) -> None:
 
     Our own writes carry the known checksums along; where somebody else wrote too, the grafts are lifted for the pass.
     """
-    have = dict(model.named_parameters(remove_duplicate=False))
     handles = stack.active(model)
-    if not handles or all(n not in have or known_checksum(model, n, have[n]) is not None for n in base):
+    stale = False
+    if handles:
+        found = {n: find_parameter(model, n) for n in base}
+        stale = any(p is not None and known_checksum(model, n, p) is None for n, p in found.items())
+    if not stale:
         check_base(model, base, what)
         return
     lifted = []

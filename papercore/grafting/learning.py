@@ -21,7 +21,6 @@ fits no other model.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,10 +39,10 @@ from papercore.grafting.arguments import (
 )
 from papercore.grafting.errors import GraftMismatchError
 from papercore.grafting.exact_k import learn_exact_k
-from papercore.grafting.law import rate_for
 from papercore.grafting.live import LiveWeights, LossFn, Metric, live
 from papercore.grafting.mask import Mask
-from papercore.grafting.scoring import Best, Scorer, Step
+from papercore.grafting.paper_rule import RelaxedMask, auto_rate, learn_by_descent
+from papercore.grafting.scoring import Scorer, Step
 from papercore.grafting.selection import paper_base, screen
 from papercore.grafting.task_vector import TaskVector
 
@@ -153,116 +152,21 @@ def learn_mask(
     with live(model, vector, index=index, dropout=dropout) as weights:
         scorer = Scorer(weights, loss_fn, metric, data, val, batches)
         if rule == "paper":
-            best, history, state, rate = _paper(
-                weights, scorer, base_mask, cap, steps, rate, float(bias), generator, callback
-            )
+            relaxed = RelaxedMask(weights, base_mask, float(bias), generator)
+            if rate is None:
+                assert cap is not None
+                rate = auto_rate(relaxed, scorer, cap, steps)
+            best, history = learn_by_descent(relaxed, scorer, cap, steps, rate, callback)
+            state = relaxed.logits
         else:
             assert cap is not None
             best, history, state = learn_exact_k(weights, scorer, cap, steps, callback)
-            rate = None
         chosen = {n: _flat(on, weights, n).to(vector[n].device) for n, on in best.on.items()}
         scores = {n: _spread(s, weights, n, vector[n]) for n, s in state.items()}
     mask = Mask(chosen, vector.shapes, base=vector.base)
     return LearnedMask(
         mask, history, rule, rate, best.step, best.train, best.held_out, time.perf_counter() - started, scores
     )
-
-
-def _paper(
-    weights: LiveWeights,
-    scorer: Scorer,
-    base: Mask | None,
-    cap: int | None,
-    steps: int,
-    rate: float | None,
-    bias: float,
-    generator: torch.Generator,
-    callback: Callable[[Step], object] | None,
-) -> tuple[Best, list[Step], dict[str, Tensor], float]:
-    """Gradient descent on S, the rounded mask scored after each update."""
-    logits, start = {}, {}
-    for name, change in weights.change.items():
-        drawn = torch.rand(change.shape, generator=generator, device=generator.device)
-        logits[name] = drawn.to(change.device, change.dtype)
-        start[name] = None if base is None else _pick(base[name].to(change.device), weights, name)
-    if rate is None:
-        assert cap is not None
-        _, grads = scorer.gradient("theta_pre (for lr='auto')")
-        for name in grads:  # c, in place of the gradient
-            grads[name].mul_(weights.change[name]).neg_()
-            if (on := start[name]) is not None:
-                grads[name].masked_fill_(on, 0.0)
-        wanted = max(1, cap - (0 if base is None else base.count))
-        rate = rate_for(grads, logits, wanted, steps, bias)
-    best, history = Best(), []
-    for step in range(steps):
-        weights.mix({n: soft(s, start[n], bias) for n, s in logits.items()})
-        loss, grads = scorer.gradient(f"step {step}")
-        flips, count, fresh = 0, 0, {}
-        for name, s in logits.items():
-            was = s > bias
-            gate = torch.sigmoid(s - bias)
-            push = grads[name].mul_(weights.change[name]).mul_(gate).mul_(1 - gate)
-            if (on := start[name]) is not None:
-                push.copy_(torch.where(on, -push, push))
-            s.sub_(push, alpha=rate)
-            now = s > bias
-            flips += int((now != was).sum())
-            count += int(_rounded(s, on, bias).sum())
-            if cap is not None:
-                fresh[name] = now & ~was if on is None else (now ^ on) & ~(was ^ on)
-        rounded = {n: _rounded(s, start[n], bias) for n, s in logits.items()}
-        full = cap is not None and count > cap
-        if full:
-            assert cap is not None
-            _drop_latest(rounded, fresh, logits, count - cap)
-            count = cap
-        record = Step(step, loss, count, flips)
-        if flips or step == 0:
-            scorer.rate(record, rounded)
-            best.offer(record, rounded)
-        history.append(record)
-        if (callback is not None and callback(record) is False) or full:
-            break
-    if not any(record.flips for record in history):
-        warnings.warn(
-            f"no entry changed in {len(history)} steps at lr={rate:g}: the mask is the base mask; raise lr or steps, or give a "
-            "sparsity and lr='auto'",
-            stacklevel=3,
-        )
-    elif cap is None and history[-1].count > 0.5 * sum(c.numel() for c in weights.change.values()) > 500:
-        warnings.warn(
-            f"the mask grew to {history[-1].count:,} entries, more than half of them, at lr={rate:g}: lower lr, or give a sparsity",
-            stacklevel=3,
-        )
-    return best, history, logits, rate
-
-
-def soft(logits: Tensor, base: Tensor | None, bias: float) -> Tensor:
-    """gamma(S), equation (2): the soft exclusive-or of the base mask (bool, None for empty) with sigmoid(S - b)."""
-    gate = torch.sigmoid(logits - bias)
-    return gate if base is None else torch.where(base, 1 - gate, gate)
-
-
-def _rounded(logits: Tensor, base: Tensor | None, bias: float) -> Tensor:
-    """round(gamma(S)): the base mask flipped where S > b."""
-    return logits > bias if base is None else (logits > bias) ^ base
-
-
-def _drop_latest(
-    rounded: dict[str, Tensor], fresh: dict[str, Tensor], logits: dict[str, Tensor], surplus: int
-) -> None:
-    """Switches off the `surplus` entries with the lowest logits among those that came on in this step."""
-    names = list(rounded)
-    device = logits[names[0]].device
-    values = torch.cat([logits[n][fresh[n]].to(device) for n in names])
-    order = values.argsort(stable=True)[:surplus]
-    off = torch.zeros(len(values), dtype=torch.bool, device=device)
-    off[order] = True
-    for name, part in zip(names, off.split([int(fresh[n].sum()) for n in names]), strict=True):
-        dropped = fresh[name].clone()
-        dropped[fresh[name]] = part.to(dropped.device)
-        rounded[name] &= ~dropped
 
 
 def _rate(rule: str, lr: float | str | None, cap: int | None) -> float | None:
@@ -301,10 +205,6 @@ def _base_mask(base: object, vector: TaskVector, rule: str, cap: int | None) -> 
             f"the base mask has {mask.count:,} entries, more than the {cap:,} that sparsity allows"
         )
     return mask
-
-
-def _pick(dense: Tensor, weights: LiveWeights, name: str) -> Tensor:
-    return dense if weights.index is None else dense.reshape(-1)[weights.index[name]]
 
 
 def _flat(on: Tensor, weights: LiveWeights, name: str) -> Tensor:

@@ -45,6 +45,7 @@ class LiveWeights:
         vector: TaskVector,
         parameters: dict[str, nn.Parameter],
         index: Mapping[str, Tensor] | None,
+        written: bool,
     ) -> None:
         self.model = model
         self.parameters = parameters
@@ -53,19 +54,21 @@ class LiveWeights:
         self.change: dict[str, Tensor] = {}
         for name, parameter in parameters.items():
             change = vector[name].to(parameter.device)
-            if self.index is None:
-                self.pre[name], self.change[name] = parameter.detach().clone(), change
-            else:
-                self.pre[name] = read(parameter.detach(), self.index[name])
-                self.change[name] = read(change, self.index[name])
+            self.change[name] = change if self.index is None else read(change, self.index[name])
+            if written:
+                weight = parameter.detach()
+                self.pre[name] = weight.clone() if self.index is None else read(weight, self.index[name])
         self._grads: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def mix(self, gamma: Mapping[str, Tensor] | float) -> None:
-        """Writes theta_pre + gamma * delta; gamma: float32 [n] per tensor, or one number for all entries."""
+    def mix(self, gamma: Callable[[str], Tensor] | float) -> None:
+        """Writes theta_pre + gamma * delta; gamma: a function from a name to [n], or one number for all entries.
+
+        A function, so that only one tensor's gamma is alive at a time.
+        """
         for name, parameter in self.parameters.items():
             pre, change = self.pre[name], self.change[name]
-            factor = gamma if isinstance(gamma, float) else gamma[name]
+            factor = gamma if isinstance(gamma, float) else gamma(name)
             if self.index is None and parameter.dtype == change.dtype and isinstance(factor, Tensor):
                 torch.addcmul(pre, factor, change, out=parameter.data)
                 continue
@@ -76,11 +79,11 @@ class LiveWeights:
                 write(parameter, self.index[name], mixed)
 
     @torch.no_grad()
-    def switch(self, on: Mapping[str, Tensor]) -> None:
-        """Writes theta_pre + delta where `on` (bool [n]) and theta_pre, bit for bit, elsewhere."""
+    def switch(self, on: Callable[[str], Tensor]) -> None:
+        """Writes theta_pre + delta where on(name), bool [n], and theta_pre, bit for bit, elsewhere."""
         for name, parameter in self.parameters.items():
             pre, change = self.pre[name], self.change[name]
-            mixed = torch.where(on[name], (change + pre).to(pre.dtype), pre)
+            mixed = torch.where(on(name), (change + pre).to(pre.dtype), pre)
             if self.index is None:
                 parameter.copy_(mixed)
             else:
@@ -89,11 +92,11 @@ class LiveWeights:
     @torch.no_grad()
     def restore(self) -> None:
         """Writes theta_pre back."""
-        for name, parameter in self.parameters.items():
+        for name, pre in self.pre.items():
             if self.index is None:
-                parameter.copy_(self.pre[name])
+                self.parameters[name].copy_(pre)
             else:
-                write(parameter, self.index[name], self.pre[name])
+                write(self.parameters[name], self.index[name], pre)
 
     def gradient(
         self, loss_fn: LossFn, data: Iterable[Any], *, batches: int | None = None, where: str = "theta_pre"
@@ -162,12 +165,18 @@ class LiveWeights:
 
 @contextmanager
 def live(
-    model: nn.Module, delta: object, *, index: Mapping[str, Tensor] | None = None, dropout: bool = False
+    model: nn.Module,
+    delta: object,
+    *,
+    index: Mapping[str, Tensor] | None = None,
+    dropout: bool = False,
+    written: bool = True,
 ) -> Iterator[LiveWeights]:
     """The model as LiveWeights inside the block; afterwards weights, gradients, modes, flags and random state are as before.
 
     index: flat indices of the candidates of each tensor, None for all entries. dropout: leave training mode as it
-    is (buffers are restored too); False puts the model in eval mode, as the paper does.
+    is (buffers are restored too); False puts the model in eval mode, as the paper does. written: False promises that
+    the block leaves the weights alone, and saves the copy of what would be overwritten.
     """
     check_module("model", model)
     vector = TaskVector.of(delta)
@@ -179,7 +188,7 @@ def live(
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     buffers = [(b, b.detach().clone()) for b in model.buffers()] if dropout else []
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    weights = LiveWeights(model, vector, parameters, index)
+    weights = LiveWeights(model, vector, parameters, index, written)
     hooks: list[torch.utils.hooks.RemovableHandle] = []
     with torch.random.fork_rng(devices=devices):
         try:
@@ -246,6 +255,6 @@ def first_order_scores(
     """
     check_batches(data, again=False)
     vector = TaskVector.of(delta)
-    with live(model, vector, dropout=dropout) as weights:
+    with live(model, vector, dropout=dropout, written=False) as weights:
         _, grads = weights.gradient(loss_fn, data, batches=batches)
         return {n: grads[n].mul_(weights.change[n]).neg_().to(vector[n].device) for n in grads}

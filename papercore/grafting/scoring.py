@@ -6,7 +6,7 @@ development examples; so do we, with minus the loss where no metric is given.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,13 +43,13 @@ class Best:
     held_out: float | None = None
     on: dict[str, Tensor] = field(default_factory=dict)
 
-    def offer(self, record: Step, rounded: dict[str, Tensor]) -> bool:
+    def offer(self, record: Step, on: Callable[[str], Tensor], names: Iterable[str]) -> bool:
         """Takes the mask if its score is strictly better: of equal ones the first is kept."""
         if record.score is None or not record.score > self.score:
             return False
         self.score, self.step = record.score, record.step
         self.train, self.held_out = record.train, record.held_out
-        self.on = {n: on.reshape(-1).nonzero().squeeze(1) for n, on in rounded.items()}
+        self.on = {n: on(n).reshape(-1).nonzero().squeeze(1) for n in names}
         return True
 
 
@@ -75,9 +75,9 @@ class Scorer:
         """Mean loss and gradient at the weights as they stand."""
         return self.weights.gradient(self.loss_fn, self.data, batches=self.batches, where=where)
 
-    def rate(self, record: Step, rounded: dict[str, Tensor], *, train: float | None = None) -> None:
-        """Fills in the score of a rounded mask. train: its score on the data if it is known already."""
-        self.weights.switch(rounded)
+    def rate(self, record: Step, on: Callable[[str], Tensor], *, train: float | None = None) -> None:
+        """Fills in the score of the mask on(name). train: its score on the data if it is known already."""
+        self.weights.switch(on)
         with torch.no_grad():
             record.train = (
                 train

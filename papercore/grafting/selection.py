@@ -10,7 +10,7 @@ Ties are broken by the tensor's name and then by the flat index, so that the ord
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,29 +23,37 @@ from papercore.grafting.live import LossFn, first_order_scores
 from papercore.grafting.mask import Mask
 from papercore.grafting.task_vector import TaskVector
 
+Scores = Mapping[str, Tensor] | Callable[[str], Tensor]
+
 
 @torch.no_grad()
-def largest(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
+def largest(names: Sequence[str], score: Callable[[str], Tensor], k: int) -> dict[str, Tensor]:
     """Flat indices of the k largest scores over all tensors, ascending; -inf is never chosen.
 
-    scores: one tensor a name, any shape. Exact, ties by name and index. Memory beyond the scores: O(k) a tensor.
+    score: a name to a tensor of any shape, called up to three times a name, so that one tensor's scores are alive at
+    a time. Exact, ties by name and index. Memory: O(k) a tensor.
     """
-    tops = [torch.topk(s.reshape(-1), min(k, s.numel()), sorted=False).values for s in scores.values()]
-    device = tops[0].device
-    best = torch.cat([t.to(device) for t in tops])
-    best = best[best > -torch.inf]
-    none = {name: torch.empty(0, dtype=torch.int64, device=s.device) for name, s in scores.items()}
+    chosen: dict[str, Tensor] = {}
+    tops: list[Tensor] = []
+    for name in names:
+        s = score(name).reshape(-1)
+        chosen[name] = torch.empty(0, dtype=torch.int64, device=s.device)
+        top = torch.topk(s, min(k, s.numel()), sorted=False).values
+        tops.append(top[top > -torch.inf].to(tops[0].device if tops else top.device))
+    best = torch.cat(tops)
     if k < 1 or not len(best):
-        return none
-    threshold = torch.topk(best, min(k, len(best)), sorted=False).values.min()
-    chosen, left = dict(none), min(k, len(best))
-    for name, s in scores.items():
-        chosen[name] = (s.reshape(-1) > threshold.to(s.device)).nonzero().squeeze(1)
+        return chosen
+    left = min(k, len(best))
+    threshold = torch.topk(best, left, sorted=False).values.min()
+    del best, tops
+    for name in names:
+        s = score(name).reshape(-1)
+        chosen[name] = (s > threshold.to(s.device)).nonzero().squeeze(1)
         left -= len(chosen[name])
-    for name in sorted(scores):
+    for name in sorted(names):
         if left <= 0:
             break
-        s = scores[name].reshape(-1)
+        s = score(name).reshape(-1)
         ties = (s == threshold.to(s.device)).nonzero().squeeze(1)[:left]
         left -= len(ties)
         chosen[name] = torch.cat([chosen[name], ties]).sort().values
@@ -54,7 +62,7 @@ def largest(scores: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def top_mask(
-    scores: Mapping[str, Tensor],
+    scores: Scores,
     delta: object,
     *,
     k: int | None = None,
@@ -63,37 +71,32 @@ def top_mask(
 ) -> Mask:
     """The mask of the entries with the largest scores among those that moved.
 
-    scores: one tensor per tensor of `delta`, of its shape. k: number of entries, or sparsity: share of N.
-    scope: "global" over all tensors jointly, as in the paper; "tensor" takes the same share of each tensor
-    (floor, at least 1). Exactly k entries, ties by name and flat index. ValueError for NaN scores.
+    scores: one tensor per tensor of `delta`, of its shape, or a function from a name to it. k: number of entries, or
+    sparsity: share of N. scope: "global" over all tensors jointly, as in the paper; "tensor" takes the same share of
+    each tensor (floor, at least 1). Exactly k entries, ties by name and flat index. ValueError for NaN scores.
     """
     vector = TaskVector.of(delta)
     check_choice("scope", scope, ("global", "tensor"))
-    moved = vector.moved
-    count = entries_asked_for(k, sparsity, vector.total, moved)
-    masked: dict[str, Tensor] = {}
-    for name, change in vector.items():
-        if name not in scores:
+    count = entries_asked_for(k, sparsity, vector.total, vector.moved)
+
+    def score(name: str) -> Tensor:
+        if isinstance(scores, Mapping) and name not in scores:
             raise ValueError(f"scores have no tensor {name!r}, which the task vector has")
-        score = scores[name]
-        if score.shape != change.shape:
+        found, change = scores[name] if isinstance(scores, Mapping) else scores(name), vector[name]
+        if found.shape != change.shape:
             raise ValueError(
-                f"scores[{name!r}] has shape {tuple(score.shape)}, delta has {tuple(change.shape)}"
+                f"scores[{name!r}] has shape {tuple(found.shape)}, delta has {tuple(change.shape)}"
             )
-        if bool(score.isnan().any()):
+        if bool(found.isnan().any()):
             raise NonFiniteError(f"scores[{name!r}] has NaN entries")
-        masked[name] = (
-            score.float().masked_fill(change == 0, -torch.inf)
-            if score.dtype != torch.float64
-            else (score.masked_fill(change == 0, -torch.inf))
-        )
+        return found.to(change.dtype).masked_fill(change == 0, -torch.inf)
+
     if scope == "global":
-        index = largest(masked, count)
+        index = largest(list(vector), score, count)
     else:
         index = {}
-        for name, score in masked.items():
-            share = max(1, int(round(score.numel() * count / vector.total, 6)))
-            index.update(largest({name: score}, share))
+        for name, change in vector.items():
+            index.update(largest([name], score, max(1, int(round(change.numel() * count / vector.total, 6)))))
     return Mask(index, vector.shapes, base=vector.base)
 
 
@@ -111,7 +114,7 @@ def magnitude_mask(
     """
     vector = TaskVector.of(delta)
     count = entries_asked_for(k, sparsity, vector.total, vector.moved)
-    return top_mask({n: t.abs() for n, t in vector.items()}, vector, k=count, scope=scope)
+    return top_mask(lambda n: vector[n].abs(), vector, k=count, scope=scope)
 
 
 @torch.no_grad()
@@ -209,9 +212,9 @@ def paper_base(delta: object, level: float) -> Mask:
     """
     vector = TaskVector.of(delta)
     k = entries_asked_for(None, level, vector.total, vector.moved)
-    sizes = {n: t.abs() for n, t in vector.items()}
-    kth = min(float(sizes[n].reshape(-1)[i].min()) for n, i in largest(sizes, k).items() if len(i))
-    index = {n: (s.reshape(-1) > kth).nonzero().squeeze(1) for n, s in sizes.items()}
+    top = largest(list(vector), lambda n: vector[n].abs(), k)
+    kth = min(float(vector[n].reshape(-1)[i].abs().min()) for n, i in top.items() if len(i))
+    index = {n: (t.abs().reshape(-1) > kth).nonzero().squeeze(1) for n, t in vector.items()}
     return Mask(index, vector.shapes, base=vector.base)
 
 

@@ -278,12 +278,12 @@ def test_an_interrupted_apply_leaves_the_base(monkeypatch: pytest.MonkeyPatch) -
             calls += 1
             if calls == stop_at:
                 raise Interrupted
-            entries.write(tensor, index, values)
+            entries.put(tensor, index, values)
 
-        monkeypatch.setattr(graft_module, "write", fragile)
+        monkeypatch.setattr(graft_module, "put", fragile)
         with pytest.raises(Interrupted):
             graft.apply_(base)
-        monkeypatch.setattr(graft_module, "write", entries.write)
+        monkeypatch.setattr(graft_module, "put", entries.put)
         assert same(base, before)
         graft.apply_(base).remove()  # nothing is left on the stack
     with pytest.raises(Interrupted), graft.applied(base):

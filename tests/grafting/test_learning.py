@@ -23,7 +23,7 @@ from papercore.grafting import (
     task_vector,
 )
 from papercore.grafting.law import comes_on, critical_rate, threshold
-from papercore.grafting.learning import soft
+from papercore.grafting.paper_rule import soft
 from tests.grafting.reference import (
     OfficialLoop,
     Quadratic,
