@@ -8,16 +8,18 @@ import torch
 pytest.importorskip("transformers")
 
 from papercore.experiments import parsing
-from papercore.experiments.parsing import masked_lm, study, treebank
+from papercore.experiments.parsing import masked_lm, quick_parts, study, treebank, tuning
 from papercore.experiments.parsing.config import Config
 from papercore.experiments.parsing.corpus import draw
 from papercore.lab.claims import judge, load_claims
 from papercore.lab.data import Missing
 from papercore.lab.record import Record
+from papercore.lab.stages import Stages
 from papercore.parsing import english
 
 QUICK = {
     "sentences": 300, "steps": 16, "batch": 8, "warmup": 2, "tests": 40, "width": 8, "layers": 2, "heads": 2, "probe_seeds": 2, "probe_train": 30,
+    "short_batch": 8, "short_length": 6,
     "probe_choose": 10, "probe_test": 12, "probe_spans": 60, "probe_steps": 3, "truncation_tests": 12, "kept_in": (20,), "kept_pre": (42,),
     "ranks": (20, 15), "longest_equal": 4, "max_length": 12,
 }  # fmt: skip
@@ -39,6 +41,10 @@ def bank(tmp_path):
     g = torch.Generator().manual_seed(0)
 
     def pick(tag):
+        if tag == "N" and float(torch.rand(1, generator=g)) < 0.2:
+            return (
+                f"(N wug{int(torch.randint(10**6, (1,), generator=g))})"  # most words of the end are unknown
+            )
         words = WORDS[tag].split()
         return f"({tag} {words[int(torch.randint(len(words), (1,), generator=g))]})"
 
@@ -71,9 +77,54 @@ def test_quick_fills_the_record_that_its_claims_read(tmp_path):
     assert parsing.run(config).metrics == record.metrics
 
 
+def test_training_begins_on_short_sentences_and_goes_on_where_it_was(monkeypatch):
+    config = Config.quick(
+        device="cpu", **{**QUICK, "short_share": 0.5, "short_mask_rate": 0.6, "mask_rate": 0.1}
+    )
+    texts = (quick_parts.short_sentences(config), quick_parts.sentences_of(config, 50, 1))
+    assert int(texts[0].lengths.max()) == 6 and int(texts[1].lengths.max()) > 6
+    calls = []
+
+    def train(model, text, **options):
+        calls.append((text, *(options[k] for k in ("batch", "mask_rate", "done", "until", "steps"))))
+        return [0.0] * (options["until"] - options["done"]), options["optimizer"]
+
+    monkeypatch.setattr(quick_parts, "train_model", train)
+    for done, until in ((0, 0), (0, 4), (4, 12), (12, 16)):
+        losses, _ = quick_parts.train_until(config, None, texts, done, until, None)
+        assert len(losses) == until - done
+    wanted = [(0, 8, 0.6, 0, 4, 16), (0, 8, 0.6, 4, 8, 16), (1, 8, 0.1, 8, 12, 16), (1, 8, 0.1, 12, 16, 16)]
+    assert [call[1:] for call in calls] == [one[1:] for one in wanted]
+    assert all(call[0] is texts[one[0]] for call, one in zip(calls, wanted, strict=True))
+
+
+def test_parts_are_the_same_from_one_process_and_from_two(tmp_path):
+    config = Config.quick(device="cpu", **QUICK)
+    parts = (("equality", 0), ("merged heads", 0))
+    found = []
+    for processes in (1, 2):
+        stages = Stages(tmp_path / str(processes))
+        quick_parts.together(parts, config, stages, processes)
+        assert all(stages.done(name) for name, _ in parts)
+        found.append([quick_parts.made(part, config, stages) for part in parts])
+    assert found[0] == found[1]
+
+
+def test_settings_are_those_of_the_best_trial_on_another_seed():
+    tuned, config = Record.load(tuning.TUNING), Config.quick()
+    assert tuned.config["seed"] == tuning.SEED != config.seed
+    rows = tuned.tables["sweep"]["rows"]
+    assert [tuple(row[:5]) for row in rows] == list(tuning.TRIALS)
+    best = min(rows, key=lambda row: row[-1])
+    assert tuple(best[:5]) == tuple(getattr(config, name) for name in tuning.NAMES)
+    same = {f: v for f, v in config.as_dict().items() if f not in ("seed", "device", *tuning.NAMES)}
+    assert same == {f: tuned.config[f] for f in same}
+
+
 def test_standard_on_a_made_treebank_and_tiny_models(bank):
     settings = {f"standard_{k}": v for k, v in STUDY.items()} | {
         "standard_treebank": bank, "standard_held_out": 20, "standard_tests": 15, "standard_truncated": 8, "standard_kept": ("20/45", "2/3"),
+        "standard_ranks": (20, 2, 1),
         "standard_models": ("A2L2", "A1L1"), "standard_train_on": "any", "standard_max_length": 12,
     }  # fmt: skip
     record = parsing.run(Config.standard(device="cpu", **settings))
@@ -83,12 +134,24 @@ def test_standard_on_a_made_treebank_and_tiny_models(bank):
     table = record.tables["treebank"]["rows"]
     assert len(table) == 2 and table[0][:2] == [m["treebank_in_terminals"], m["treebank_pre_terminals"]]
     assert table[1][5] <= table[0][5] and m["treebank_drop"] == 0  # fewer than 20 and 45 symbols in all
+    merged = record.tables["treebank_merged"]["rows"]
+    assert [row[0] for row in merged] == [2, 1] and merged[1][4] <= merged[0][4] <= table[0][5] + 0.02
     for name in ("A2L2", "A1L1"):
         assert (
             m[f"{name}_gap"] > 0 and m[f"{name}_shifted_gap"] > 0 and 0 < m[f"{name}_parse_linear_best"] < 1
         )
     assert m["parse_linear_best"] == m["A2L2_parse_linear_best"] and -1 < m["ood_drop_linear"] < 1
     assert record.arrays["A1L1_probe_parse_linear"].shape == (2, 2)
+
+
+def test_held_out_words_that_were_not_counted_become_their_class(bank):
+    read = treebank.Treebank.read(bank, 20)
+    leaves = [word for tree in read.held_out for word in tree.leaves()]
+    assert "UNK-num" in leaves and set(leaves) <= set(read.grammar.vocabulary)
+    sentences = read.sentences(read.held_out)
+    assert [sentences.words(row, read.grammar.vocabulary) for row in range(20)] == [
+        tree.leaves() for tree in read.held_out
+    ]
 
 
 def test_standard_without_a_gpu_leaves_the_models_out_and_says_so(bank):

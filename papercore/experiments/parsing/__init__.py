@@ -8,8 +8,8 @@ from papercore.lab.record import Record
 from papercore.lab.stages import Stages
 
 NEEDS = {
-    "quick": "2 CPU cores, 1 GiB, about 2 minutes; transformers",
-    "standard": "a treebank (NLTK's sample: python -m nltk.downloader treebank), minutes on a CPU; for the models one GPU of 16 GB, about 40 minutes, in slices",
+    "quick": "2 CPU cores, 2 GiB, about 2 minutes; transformers",
+    "standard": "a treebank (NLTK's sample: python -m nltk.downloader treebank), 2 minutes on a CPU core; for the models one GPU of 16 GB, about 40 minutes, in slices",
     "paper": "your own copy of the Penn Treebank; one GPU of 40 GB, days (six models of RoBERTa's size)",
 }
 

@@ -40,6 +40,7 @@ TRUNCATION_COLUMNS = [
     "F1",
     "perplexity",
 ]
+MERGED_COLUMNS = ["rank", "numbers of a state", "layers", "heads", "F1"]
 UNIGRAM = 1e-3  # share of the unigram in every truncated posterior, so that no word has the probability 0
 
 
@@ -133,11 +134,17 @@ def truncated_scores(
 
 
 def merged_scores(
-    grammar: PCFG, sample: Sentences, sentences: Sentences, kept: tuple[int, int], ranks: Sequence[int]
+    grammar: PCFG,
+    sample: Sentences,
+    sentences: Sentences,
+    kept: tuple[int, int],
+    ranks: Sequence[int],
+    *,
+    back: Callable[[Tree], Tree] | None = None,
 ) -> list[list[float]]:
     """Rows [rank, numbers of a state, layers, heads, F1] of constructions of a truncated grammar with merged heads.
 
-    The directions come from `sample`, the F1 from `sentences`. A sentence whose probability comes out at 0 or below counts with the
+    The directions come from `sample`, the F1 from `sentences`; `back` as for `charts`. A sentence whose probability comes out at 0 or below counts with the
     right-branching tree.
     """
     cut = grammar.truncate(*kept)
@@ -151,7 +158,7 @@ def merged_scores(
         for part in order.split(50):
             n = int(sentences.lengths[part].max())
             result = model(sentences.ids[part, :n], sentences.lengths[part])
-            trees |= dict(zip(part.tolist(), recalled(result), strict=True))
+            trees |= dict(zip(part.tolist(), recalled(result, back=back), strict=True))
         found = [trees[row] for row in range(len(sentences))]
         size = model.size
         rows.append([rank, size.dims, size.layers, size.heads, float(tree_f1(sentences.trees, found))])

@@ -73,6 +73,11 @@ def learning(record: Record) -> Drawn:
         "optimum, measured in two ways that must agree: the difference of cross-entropies (dots, over sentences) and the mean divergence from the "
         "grammar's posterior (line)."
     )
+    if record.config.get("short_share"):
+        caption += (
+            f" The first {record.config['short_share']:.0%} of the steps see sentences of at most {record.config['short_length']} words alone: the test, "
+            "with longer ones in it, falls quickly once they are met."
+        )
     return Drawn("fig-parsing-learning", fig, alt, caption)
 
 

@@ -114,8 +114,8 @@ def train_model(
 
 
 def new_optimizer(model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """AdamW with a little weight decay."""
-    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    """AdamW with a little weight decay, and a memory for squares of gradients short enough for runs of a thousand steps."""
+    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ def run_paper(config: PaperConfig, record: Record, stages: Stages) -> None:
     """
     bank = Treebank.read(config.paper_treebank, config.paper_held_out)
     treebank_table(
-        bank, record, stages, longest=config.paper_longest, tests=10**9, truncated=config.paper_truncated, kept=config.paper_kept,
+        bank, record, stages, longest=config.paper_longest, tests=10**9, truncated=config.paper_truncated, kept=config.paper_kept, ranks=config.paper_ranks,
         seed=config.seed,
     )  # fmt: skip
     plan = Plan.of(config, "paper", pre_norm=False, min_length=4, max_length=config.paper_longest)

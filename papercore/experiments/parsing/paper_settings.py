@@ -40,4 +40,7 @@ class PaperSettings:
         ("60/146", "40/146", "20/146", "10/146", "40/45", "20/45", "10/45"),
         "in-terminals / pre-terminals kept; more than there are means all",
     )
+    paper_ranks: tuple[int, ...] = option(
+        (20, 15, 10), "heads that 20 in-terminals are merged into", minimum=1
+    )
     paper_truncated: int = option(500, "held-out sentences for truncated grammars", minimum=1)

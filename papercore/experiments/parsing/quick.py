@@ -7,24 +7,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from papercore.experiments.parsing import constructing
 from papercore.experiments.parsing.config import QuickConfig
-from papercore.experiments.parsing.corpus import Sentences, draw, one_mask
 from papercore.experiments.parsing.examples import examples
-from papercore.experiments.parsing.masked_lm import log_probabilities, make_model, train_model
-from papercore.experiments.parsing.predictors import Counts, Scores, posterior
-from papercore.experiments.parsing.probing import KINDS, TASKS, bound, probe_seed, summary
+from papercore.experiments.parsing.predictors import Scores
+from papercore.experiments.parsing.probing import KINDS, TASKS, summary
+from papercore.experiments.parsing.quick_parts import (
+    CHECKS,
+    KEPT,
+    PROCESSES,
+    made,
+    make_parts,
+    sentences_of,
+    trained_model,
+)
 from papercore.lab.record import Record
 from papercore.lab.stages import Stages
 from papercore.lab.statistics import summarize
 from papercore.parsing import english
 
-# Shares of the training run after which the model is tested.
-CHECKS = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 NAMED = {0.25: "mlm_25", 0.5: "mlm_50", 0.75: "mlm_75", 1.0: "mlm"}
-KEPT = (20, 45)  # in-terminals and pre-terminals that the paper keeps
 
 
 def run_quick(config: QuickConfig, record: Record, stages: Stages) -> None:
@@ -33,6 +37,8 @@ def run_quick(config: QuickConfig, record: Record, stages: Stages) -> None:
     # The tensors are small: more threads only wait for each other, and the sums stay in one order.
     torch.set_num_threads(1)
     try:
+        # A GPU is not shared.
+        make_parts(config, stages, min(threads, PROCESSES) if config.torch_device().type == "cpu" else 1)
         _construction(config, record, stages)
         _truncation(config, record, stages)
         model = _masked_words(config, record, stages)
@@ -41,28 +47,10 @@ def run_quick(config: QuickConfig, record: Record, stages: Stages) -> None:
         torch.set_num_threads(threads)
 
 
-def new_model(config: QuickConfig) -> nn.Module:
-    """The model of this scale, untrained."""
-    model = make_model(
-        len(english().vocabulary), width=config.width, layers=config.layers, heads=config.heads,
-        max_length=config.max_length, seed=1000 * config.seed,
-    )  # fmt: skip
-    return model.to(config.torch_device())
-
-
-def sentences_of(config: QuickConfig, n: int, number: int, *, trees: bool = False) -> Sentences:
-    """n sentences; every use has a number of its own, and so sentences of its own."""
-    return draw(english(), n, config.min_length, config.max_length, 1000 * config.seed + number, trees=trees)
-
-
 def _masked_words(config: QuickConfig, record: Record, stages: Stages) -> nn.Module:
     """Train, test at checkpoints beside unigram, window and Bayes; the trained model."""
     words = len(english().vocabulary)
-    part = stages.get("masked words", lambda: _train_and_test(config))
-    model = new_model(config)
-    model.load_state_dict(
-        {k.removeprefix("w:"): torch.from_numpy(v) for k, v in part.items() if k.startswith("w:")}
-    )
+    part, model = made(("masked words", 0), config, stages), trained_model(config, stages)
     record.metric("weights", sum(p.numel() for p in model.parameters()), "exact")
     record.metric("words", words, "exact")
     record.metric("steps", config.steps, "exact")
@@ -113,61 +101,8 @@ def _curve_points(part: dict[str, Any]) -> int:
     return max(k for k in range(1, 101) if part["losses"].size % k == 0)
 
 
-def _train_and_test(config: QuickConfig) -> dict[str, Any]:
-    grammar = english()
-    words = len(grammar.vocabulary)
-    training, tests = sentences_of(config, config.sentences, 1), sentences_of(config, config.tests, 2)
-    ids, position, targets = one_mask(tests, words, 1000 * config.seed + 3)
-    bayes = posterior(grammar, ids, tests.lengths, position)
-    counts = Counts.of(training, words)
-    out: dict[str, Any] = {}
-    for name, log_q in (
-        ("unigram", counts.word.expand(len(ids), -1)),
-        ("window", counts.window(ids, tests.lengths, position)),
-    ):
-        out |= {f"{name}_{k}": v for k, v in _arrays(Scores.of(log_q, bayes, targets)).items()}
-    model, optimizer, done = new_model(config), None, 0
-    losses: list[float] = []
-    found: list[dict[str, np.ndarray]] = []
-    for share in CHECKS:
-        until = round(share * config.steps)
-        if until > done:
-            more, optimizer = train_model(
-                model, training, steps=config.steps, done=done, until=until, batch=config.batch, lr=config.lr,
-                warmup=config.warmup, mask_rate=config.mask_rate, seed=1000 * config.seed + 4, optimizer=optimizer,
-            )  # fmt: skip
-            losses, done = losses + more, until
-        log_q = log_probabilities(model, ids, tests.lengths, position)
-        found.append(_arrays(Scores.of(log_q, bayes, targets)))
-    rows = torch.arange(len(ids))
-    out |= {f"model_{k}": np.stack([one[k] for one in found]) for k in found[0]}
-    out |= {
-        "bayes_nll": -bayes[rows, targets].log().numpy(),
-        "bayes_accuracy": _accuracy(bayes, targets),
-        "model_accuracy": _accuracy(log_q, targets),
-        "losses": np.array(losses),
-    }
-    return out | {f"w:{k}": v.cpu().numpy() for k, v in model.state_dict().items()}
-
-
-def _arrays(scores: Scores) -> dict[str, np.ndarray]:
-    return {"nll": scores.nll.numpy(), "gap": scores.gap.numpy(), "kl": scores.kl.numpy()}
-
-
-def _accuracy(scores: Tensor, targets: Tensor) -> float:
-    return float((scores.argmax(1) == targets).double().mean())
-
-
 def _probes(config: QuickConfig, record: Record, stages: Stages, model: nn.Module) -> None:
-    sizes = (config.probe_train, config.probe_choose, config.probe_test)
-
-    def part(seed: int) -> dict[str, Any]:
-        pool = sentences_of(config, sum(sizes), 100 + seed, trees=True)
-        return probe_seed(
-            model, english(), pool, sizes, 1000 * config.seed + seed, spans=config.probe_spans, steps=config.probe_steps
-        )  # fmt: skip
-
-    parts = [stages.get(f"probes, seed {seed}", bound(part, seed)) for seed in range(config.probe_seeds)]
+    parts = [made(("probes", seed), config, stages) for seed in range(config.probe_seeds)]
     scores = np.stack([one["scores"] for one in parts])  # [seeds, choose and test, tasks, kinds, layers + 1]
     for t, task in enumerate(TASKS):
         for k, kind in enumerate(KINDS):
@@ -193,9 +128,7 @@ def _probes(config: QuickConfig, record: Record, stages: Stages, model: nn.Modul
 
 def _construction(config: QuickConfig, record: Record, stages: Stages) -> None:
     seed = 1000 * config.seed
-    rows = stages.get("equality", lambda: {"rows": constructing.equality(config.longest_equal, seed + 5)})[
-        "rows"
-    ]
+    rows = made(("equality", 0), config, stages)["rows"]
     columns = ["length", "grammar", "largest difference", "layers"]
     record.table("equality", columns, rows)
     record.metric("construction_difference", max(row[2] for row in rows), "abs:1e-10")
@@ -217,22 +150,7 @@ def _truncation(config: QuickConfig, record: Record, stages: Stages) -> None:
     inner, outer = len(grammar.nonterminals), len(grammar.preterminals)
     record.metric("in_terminals", inner, "exact")
     record.metric("pre_terminals", outer, "exact")
-    kept = sorted(
-        {
-            (min(i, inner), min(p, outer))
-            for i in (*config.kept_in, KEPT[0], inner)
-            for p in (*config.kept_pre, outer)
-        },
-        reverse=True,
-    )
-    tests = sentences_of(config, config.truncation_tests, 50, trees=True)
-
-    def part() -> dict[str, Any]:
-        counts = Counts.of(sentences_of(config, 20_000, 51), len(grammar.vocabulary))
-        rows = constructing.truncated_scores(grammar, tests, counts.word.exp(), kept, 1000 * config.seed + 52)
-        return {"rows": rows}
-
-    rows = stages.get("truncation", part)["rows"]
+    rows = made(("truncation", 0), config, stages)["rows"]
     record.table("truncation", constructing.TRUNCATION_COLUMNS, rows)
     found = {(row[0], row[1]): row for row in rows}
     whole, moderate = found[inner, outer], found[min(KEPT[0], inner), min(KEPT[1], outer)]
@@ -241,26 +159,7 @@ def _truncation(config: QuickConfig, record: Record, stages: Stages) -> None:
         record.metric(f"{name}_f1", row[5], "abs:0.01")
         record.metric(f"{name}_perplexity", row[6], "rel:0.02")
     record.metric("truncation_drop", whole[5] - moderate[5], "abs:0.01")
-    merged = stages.get("merged heads", lambda: {"rows": _merged(config)})["rows"]
-    record.table("merged", ["rank", "numbers of a state", "layers", "heads", "F1"], merged)
+    merged = made(("merged heads", 0), config, stages)["rows"]
+    record.table("merged", constructing.MERGED_COLUMNS, merged)
     for row in merged:
         record.metric(f"merged_{row[0]}_f1", row[4], "abs:0.03")
-
-
-def _merged(config: QuickConfig) -> list[list[float]]:
-    """Merged heads on sentences of at most 12 words, which are enough and need few layers."""
-    grammar, longest = english(), min(12, config.max_length)
-    sample, tests = (
-        draw(
-            grammar,
-            config.truncation_tests,
-            config.min_length,
-            longest,
-            1000 * config.seed + number,
-            trees=True,
-        )
-        for number in (60, 61)
-    )
-    kept = (min(KEPT[0], len(grammar.nonterminals)), min(KEPT[1], len(grammar.preterminals)))
-    ranks = [rank for rank in config.ranks if rank <= kept[0]]
-    return constructing.merged_scores(grammar, sample, tests, kept, ranks)

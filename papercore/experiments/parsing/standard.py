@@ -25,7 +25,7 @@ def run_standard(config: StandardConfig, record: Record, stages: Stages) -> None
     bank = Treebank.read(config.standard_treebank, config.standard_held_out)
     treebank_table(
         bank, record, stages, longest=config.standard_longest, tests=config.standard_tests, truncated=config.standard_truncated,
-        kept=config.standard_kept, seed=config.seed,
+        kept=config.standard_kept, ranks=config.standard_ranks, seed=config.seed,
     )  # fmt: skip
     wanted = config.standard_train_on
     if wanted == "never" or (wanted == "cuda" and config.torch_device().type != "cuda"):

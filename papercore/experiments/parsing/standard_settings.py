@@ -27,6 +27,9 @@ class StandardSettings:
         ("60/146", "40/146", "20/146", "10/146", "40/45", "20/45", "10/45"),
         "in-terminals / pre-terminals kept; more than there are means all",
     )
+    standard_ranks: tuple[int, ...] = option(
+        (20, 15, 10), "heads that 20 in-terminals are merged into", minimum=1
+    )
     standard_models: tuple[str, ...] = option(
         ("A4L6", "A4L1", "A4L3", "A1L6", "A8L6"),
         "heads and layers of each model; the first is the one that probes across grammars read",

@@ -142,6 +142,29 @@ def standard(record: Record) -> str:
     return table(heads, body, {"F1": ".3f", heads[3]: ".2f", heads[4]: ".1f"})
 
 
+def treebank_merged(record: Record) -> str:
+    """F1 on the treebank of constructions with merged heads."""
+    heads = ["numbers that stand for 20 in-terminals", "numbers of a state", "layers", "F1"]
+    body = [
+        [row["rank"], row["numbers of a state"], row["layers"], row["F1"]]
+        for row in rows(record, "treebank_merged")
+    ]
+    return table(heads, body, {"F1": ".3f"})
+
+
+def treebank(record: Record) -> dict[str, Any]:
+    """What few symbols and merged heads cost on the treebank, in points of F1 and per cent of perplexity."""
+    names = ("corpus", "sentence", "labelled", "short", "kept", "right", "merged_15", "merged_10")
+    require(record, "treebank_drop", "treebank_perplexity_ratio", *(f"treebank_{name}_f1" for name in names))
+    m = record.metrics
+    return {f"t_{name}": 100 * m[f"treebank_{name}_f1"] for name in names} | {
+        "t_drop": 100 * m["treebank_drop"],
+        "t_ppl": 100 * (m["treebank_perplexity_ratio"] - 1),
+        "t_longest": record.config["standard_longest"],
+        "t_truncated": record.config["standard_truncated"],
+    }
+
+
 def models(record: Record) -> str:
     """One line a model of a `standard` or `paper` record."""
     names = [name.removesuffix("_weights") for name in record.metrics if name.endswith("_weights")]

@@ -3,7 +3,7 @@
 The treebank stays with the user: what leaves this file are means over sentences.
 
 Glossary
-    gold        trees of the treebank without traces and function tags, unary chains collapsed
+    gold        trees of the treebank without traces and function tags, unary chains collapsed, unknown words replaced
     unknown     words not in the grammar, replaced by their class
     one mask    perplexity of one masked word a sentence, the unigram mixed in with a share of 0.001
 """
@@ -16,8 +16,13 @@ from typing import Any
 
 import torch
 
-from papercore.experiments.parsing.constructing import TRUNCATION_COLUMNS, truncated_scores
-from papercore.experiments.parsing.corpus import Sentences, of_trees
+from papercore.experiments.parsing.constructing import (
+    MERGED_COLUMNS,
+    TRUNCATION_COLUMNS,
+    merged_scores,
+    truncated_scores,
+)
+from papercore.experiments.parsing.corpus import Sentences, draw, of_trees
 from papercore.experiments.parsing.probing import charts
 from papercore.lab.data import corpus
 from papercore.lab.record import Record
@@ -33,6 +38,8 @@ from papercore.parsing import (
     replace_unknown,
     tree_f1,
 )
+
+DIRECTIONS = 300  # sentences that the directions of merged heads come from
 
 
 @dataclass(frozen=True)
@@ -56,21 +63,30 @@ class Treebank:
             raise ValueError(
                 f"{len(trees)} trees and {held_out} held out: no tree is left to count. Hold fewer out."
             )
+        grammar = estimate(trees[:-held_out])
+        known = frozenset(grammar.vocabulary)
         rest = [clean(tree) for tree in trees[-held_out:]]
-        kept = tuple(tree for tree in rest if tree is not None and len(tree) >= 2)
-        return cls(estimate(trees[:-held_out]), len(trees) - held_out, kept)
+        kept = tuple(_with_classes(tree, known) for tree in rest if tree is not None and len(tree) >= 2)
+        return cls(grammar, len(trees) - held_out, kept)
 
     def sentences(self, trees: Sequence[Tree]) -> Sentences:
-        """Cleaned trees as sentences of the grammar."""
-        return of_trees(
-            self.grammar, trees, [replace_unknown(tree.leaves(), self.grammar.vocabulary) for tree in trees]
-        )
+        """Held-out trees as sentences of the grammar."""
+        return of_trees(self.grammar, trees, [tree.leaves() for tree in trees])
 
     def unigram(self) -> torch.Tensor:
         """Expected share of each word of the grammar, [V]."""
         counts = self.grammar.expected_counts()[len(self.grammar.nonterminals) :]
         shares = counts @ self.grammar.emissions.double()
         return shares / shares.sum()
+
+
+def _with_classes(tree: Tree, known: frozenset[str]) -> Tree:
+    """The same tree with every unknown word replaced by its class: what a parse of it is compared with."""
+    if tree.is_preterminal:
+        return Tree(tree.label, tuple(replace_unknown(tree.leaves(), known)))
+    return Tree(
+        tree.label, tuple(c if isinstance(c, str) else _with_classes(c, known) for c in tree.children)
+    )
 
 
 def kept_pairs(texts: Sequence[str], grammar: PCFG) -> list[tuple[int, int]]:
@@ -90,7 +106,8 @@ def kept_pairs(texts: Sequence[str], grammar: PCFG) -> list[tuple[int, int]]:
 
 
 def treebank_table(
-    bank: Treebank, record: Record, stages: Stages, *, longest: int, tests: int, truncated: int, kept: Sequence[str], seed: int
+    bank: Treebank, record: Record, stages: Stages, *, longest: int, tests: int, truncated: int, kept: Sequence[str],
+    ranks: Sequence[int], seed: int
 ) -> None:  # fmt: skip
     """Fill the record: F1 with all symbols on `tests` sentences, and with fewer on the `truncated` shortest of them."""
     grammar = bank.grammar
@@ -129,6 +146,23 @@ def treebank_table(
             record.metric("treebank_kept_f1", row[5], "abs:0.005")
             record.metric("treebank_perplexity_ratio", row[6] / rows[0][6], "rel:0.02")
     record.metric("treebank_short_f1", rows[0][5], "abs:0.005")
+    some_ranks = [rank for rank in ranks if rank <= moderate[0]]
+    merged = stages.get(
+        "treebank, merged heads", lambda: {"rows": _merged(bank, shortest, moderate, some_ranks, seed)}
+    )["rows"]
+    record.table("treebank_merged", MERGED_COLUMNS, merged)
+    for row in merged:
+        record.metric(f"treebank_merged_{row[0]}_f1", row[4], "abs:0.01")
+
+
+def _merged(
+    bank: Treebank, trees: Sequence[Tree], kept: tuple[int, int], ranks: Sequence[int], seed: int
+) -> list[list[float]]:
+    """Merged heads; their directions come from sentences that the grammar makes. In float64: scores of the construction are
+    probabilities of whole spans, which grow small with the size of the vocabulary."""
+    grammar, longest = bank.grammar.double(), max(map(len, trees))
+    sample = draw(grammar, DIRECTIONS, 4, longest, seed + 1)
+    return merged_scores(grammar, sample, bank.sentences(trees), kept, ranks, back=debinarise)
 
 
 def _cut(bank: Treebank, trees: Sequence[Tree], pair: tuple[int, int], seed: int) -> Any:
