@@ -46,6 +46,7 @@ def learn_exact_k(
     best, history = Best(), []
     _, grads = scorer.gradient("theta_pre")
     q = {n: torch.mul(g, weights.change[n]).neg_().contiguous() for n, g in grads.items()}
+    del grads  # the next backward pass must not find them alive
     before: dict[str, Tensor] | None = None
     for step in range(steps):
         width = budget(step, steps, k, most)
@@ -67,6 +68,7 @@ def learn_exact_k(
         history.append(record)
         for name, s in q.items():
             s.mul_(_KEEP).sub_(grads[name].mul_(weights.change[name]))
+        del grads
         if callback is not None and callback(record) is False and best.step >= 0:
             break
     return best, history, q

@@ -104,7 +104,7 @@ def learn_mask(
     (a float below 1) or number of entries only, screened by first order and movement; None: all. generator: for S_0 (None: seed 0).
     dropout: True leaves training mode on. callback(step) after each update; returning False stops.
 
-    Returns a `LearnedMask`. Memory beyond model and delta: 12 bytes an entry (S, gradient, theta_pre), 24 bytes
+    Returns a `LearnedMask`. Memory beyond model and delta: 12 bytes an entry (S, gradient, theta_pre), 28 bytes
     a candidate with candidates=. Cost of an update: forward and backward over the batches, and forward passes over data and
     val when the rounded mask has changed.
 

@@ -119,6 +119,7 @@ def learn_by_descent(
         scorer.weights.mix(mask.gamma)
         loss, grads = scorer.gradient(f"step {step}")
         flips, count = mask.descend(grads, rate, cap=cap)
+        del grads  # the next backward pass must not find them alive
         full = cap is not None and count > cap
         record = Step(step, loss, count if cap is None else min(count, cap), flips)
         if flips or step == 0:
