@@ -1,7 +1,8 @@
 """Model grafting: the few fine-tuned weights that carry a skill (Panigrahi et al., 2023, arXiv 2302.06600).
 
 task_vector                        what fine-tuning changed                task_vector.py
-learn_mask                         which of it matters                     learning.py, exact_k.py, law.py, scoring.py
+learn_mask                         which of it matters                     learning.py, paper_rule.py, law.py, exact_k.py,
+                                                                           scoring.py
 magnitude_mask, first_order_mask   masks from one score                    selection.py
 Mask, union, intersection          masks and their algebra                 mask.py
 Graft, stitch                      a skill as a patch of kilobytes         graft.py, stack.py, files.py, stitching.py
