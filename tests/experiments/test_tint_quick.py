@@ -74,14 +74,6 @@ def test_sizes_are_the_closed_forms(record):
     assert m["params_opt_125m_unsplit"] == 12 * (21 * q + 3072**2 + 6 * 3072 * 12)
 
 
-@pytest.mark.parametrize("scale", ["standard", "paper"])
-def test_scales_that_are_not_there_say_so(scale):
-    with pytest.raises(
-        NotImplementedError, match=f"chapter tint has no {scale} scale yet: run it with --scale quick"
-    ):
-        tint.run(Config.at(scale, device="cpu"))
-
-
 @pytest.mark.parametrize("name", DRAWN)
 def test_every_figure_draws_and_has_words(drawn, name):
     figure = drawn[name]
