@@ -100,7 +100,7 @@ def test_a_record_of_another_scale_is_named_in_a_sentence(record):
     other = copy.deepcopy(record)
     other.scale, other.tables, other.arrays, other.metrics = "standard", {}, {}, {}
     makers = [getattr(figures, name) for name in DRAWN]
-    makers += [tables.unions, tables.trust, tables.beside, tables.ratios, tables.trusted]
+    makers += [tables.unions, tables.trust, tables.beside, tables.ratios, tables.trusted, tables.staged]
     for make in [*makers, play.union, play.sparsity, play.sizes]:
         with pytest.raises(page.NotMeasured, match="a record at standard scale does not hold"):
             make(other)
@@ -142,7 +142,7 @@ def test_paragraphs_of_the_notebook_find_their_numbers(record):
     notebook = nbformat.read(Path(__file__).parents[2] / "book" / "grafting.ipynb", as_version=4)
     told = [cell.source for cell in notebook.cells if cell.cell_type == "code" and "page.tell(record" in cell.source]  # fmt: skip
     assert len(told) >= 5
-    more = tables.ratios(record) | tables.trusted(record)
+    more = tables.ratios(record) | tables.trusted(record) | tables.staged(record)
     for source in told:
         text = re.search(r'"""(.*?)"""', source, re.DOTALL)[1]
         assert "{" not in page.filled(record, text, **more)

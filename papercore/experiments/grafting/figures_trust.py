@@ -66,12 +66,12 @@ def away(record: Record) -> Drawn:
     with style(height=3.3):
         fig = Figure()
         ax = fig.subplots()
-        for i, name in enumerate(METHODS):
-            if "temperature" in name:
-                continue  # it changes no answer
+        # A temperature changes no answer.
+        for look, name in enumerate(name for name in METHODS if "temperature" not in name):
+            i = METHODS.index(name)
             ax.errorbar(
-                mean[i, h], mean[i, a], xerr=se[i, h], yerr=se[i, a], linestyle="none", marker=MARKERS[i % len(MARKERS)],
-                color=COLOURS[i % len(COLOURS)], label=name, markersize=7, elinewidth=1.0,
+                mean[i, h], mean[i, a], xerr=se[i, h], yerr=se[i, a], linestyle="none", marker=MARKERS[look],
+                color=COLOURS[look], label=name, markersize=7, elinewidth=1.0,
             )  # fmt: skip
         ax.set(xlabel="accuracy at home", ylabel="accuracy away")
         ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -92,3 +92,17 @@ def trusted(record: Record) -> dict[str, Any]:
         "train_tuned": float(mean[METHODS.index("fine-tuned"), 0]),
         "train_graft": float(mean[METHODS.index("graft, learned"), 0]),
     }
+
+
+def staged(record: Record) -> dict[str, Any]:
+    """kept_share: of all entries, those that the grafts of continual learning hold at the end; points forgotten."""
+    require(record, "stages_kept", "graftable", "forgetting_plain")
+    m = record.metrics
+    return {
+        "kept_share": 100 * float(np.asarray(record.arrays["stages_kept"]).sum(1).mean()) / m["graftable"],
+        "p_plain": 100 * m["forgetting_plain"],
+        "p_plain_se": 100 * m["forgetting_plain_se"],
+        "p_grafts": 100 * m["forgetting_grafts"],
+        "p_grafts_se": 100 * m["forgetting_grafts_se"],
+        "p_cost": 100 * m["newest_cost"],
+    }
