@@ -140,6 +140,10 @@ def batches(
     elif isinstance(examples, Iterable) and not isinstance(examples, (str, bytes, dict)):
         for batch in examples:
             if isinstance(batch, Tensor):
+                if batch.dim() < 2:
+                    raise ValueError(
+                        f"{name} gave a tensor of shape {tuple(batch.shape)} and type {batch.dtype}: labels must be a LongTensor, features [B, dim]"
+                    )
                 yield batch, None
             elif _is_pair(batch):
                 yield batch[0], check_labels(f"{name}'s labels", batch[1], len(batch[0]))

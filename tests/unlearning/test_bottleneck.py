@@ -208,6 +208,20 @@ def test_features_that_do_not_fit() -> None:
         model.read(torch.zeros(4, 5, dtype=torch.long))
 
 
+def test_labels_of_a_wrong_kind() -> None:
+    model, z = bottleneck(), features(8)
+    with pytest.raises(
+        ValueError,
+        match=r"features gave a tensor of shape \(8,\) and type torch\.float32: labels must be a LongTensor",
+    ):
+        model.usage((z, torch.zeros(8)))
+    with pytest.raises(
+        ValueError,
+        match=r"features's labels has the shape \(7,\), expected \[8\], one label for each example",
+    ):
+        model.usage((z, torch.zeros(7, dtype=torch.long)))
+
+
 def test_no_lookup_before_the_keys_have_a_place() -> None:
     model = KeyValueBottleneck(12, 2, 3, dim_key=2, dim_value=2)
     with pytest.raises(RuntimeError, match=r"the keys have no place yet: call init_keys\(features\) first"):
