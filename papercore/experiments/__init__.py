@@ -38,12 +38,17 @@ CHAPTERS: dict[str, Chapter] = {
         Chapter("mezo", "MeZO: fine-tuning with just forward passes", "Optimisation", "2305.17333"),
         Chapter("qsr", "QSR: synchronise less as the learning rate falls", "Optimisation", "2310.14423"),
         Chapter("local_sgd", "Local SGD: fewer averages, flatter minima", "Optimisation", "2303.01215"),
-        Chapter("tint", "TinT: a transformer that fine-tunes a transformer", "Inside transformers", "2307.01189"),
+        Chapter(
+            "tint", "TinT: a transformer that fine-tunes a transformer", "Inside transformers", "2307.01189"
+        ),
         Chapter(
             "parsing",
             "Parsing: what a masked language model knows of grammar",
             "Inside transformers",
             "2303.08117",
+        ),
+        Chapter(
+            "grafting", "Grafting: where in the weights a skill sits", "Inside transformers", "2302.06600"
         ),
     )
 }
