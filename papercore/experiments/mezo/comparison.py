@@ -91,6 +91,22 @@ class Comparison:
 
         return [self.stages.get(f"{name}/k{shots}/seed{s}", functools.partial(one, s)) for s in seeds]
 
+    def checkpoint(self, step: int, start: Decoder) -> Run:
+        """MeZO, in-context learning and the bare prompt from one checkpoint of pretraining."""
+
+        def part() -> Run:
+            tuned = [
+                run_mezo(
+                    start, ARMS["full"], self.rates["full"], self.sample(self.k, s), self.test,
+                    steps=self.config.steps, seed=s, eval_at=(),
+                )["final"]
+                for s in self.few
+            ]  # fmt: skip
+            shown = [in_context(start, self.sample(self.k, s), self.test, seed=s) for s in self.few]
+            return {"mezo": tuned, "icl": shown, "zero": zero_shot(start, self.test)}
+
+        return self.stages.get(f"checkpoint{step}", part)
+
     def over_seeds(self, name: str, shots: int, accuracy: Callable[[int], float]) -> list[float]:
         """A reference method over seeds."""
 
@@ -259,25 +275,13 @@ def compare_checkpoints(shared: Comparison, record: Record, checkpoints: dict[in
     rows: list[list[Any]] = []
     final = max(checkpoints)
     for step, start in sorted(checkpoints.items()):
-
-        def part(start: Decoder = start) -> Run:
-            tuned = [
-                run_mezo(
-                    start, ARMS["full"], shared.rates["full"], shared.sample(shared.k, s), shared.test,
-                    steps=shared.config.steps, seed=s, eval_at=(),
-                )["final"]
-                for s in shared.few
-            ]  # fmt: skip
-            shown = [in_context(start, shared.sample(shared.k, s), shared.test, seed=s) for s in shared.few]
-            return {"mezo": tuned, "icl": shown, "zero": zero_shot(start, shared.test)}
-
         if step == final:
             again = shared.runs("full", shared.k, shared.few)
             shown = shared.over_seeds("icl", shared.k, _never)[: len(shared.few)]
             zero = shared.stages.get("zero_shot", _never)["final"]
             got = {"mezo": [run["final"] for run in again], "icl": shown, "zero": zero}
         else:
-            got = shared.stages.get(f"checkpoint{step}", part)
+            got = shared.checkpoint(step, start)
         s = summarize(got["mezo"])
         rows.append([step, s.mean, s.std, float(np.mean(got["icl"])), got["zero"]])
     record.table("checkpoints", ["pretraining steps", "MeZO", "MeZO std", "in-context", "zero-shot"], rows)

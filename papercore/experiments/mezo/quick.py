@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,10 @@ def run_quick(config: QuickConfig, record: Record, stages: Stages) -> None:
     try:
         # Results are the same for any number of processes. A GPU is not shared; each process takes about half a GiB.
         processes = min(threads, PROCESSES) if config.torch_device().type == "cpu" else 1
-        _few_shot_part(config, record, stages, processes)
+        if processes > 1:
+            parts = all_parts(*shared_by_runs(config, stages))
+            parts_in_processes(config, stages, parts, processes)
+        _few_shot_part(config, record, stages)
         _theory_part(config, record, stages)
     finally:
         torch.set_num_threads(threads)
@@ -129,13 +133,11 @@ def shared_by_runs(config: QuickConfig, stages: Stages) -> tuple[Comparison, dic
     return Comparison(config, stages, last, models[0], test, seeds, seeds[:3], chosen_rates()), models
 
 
-def _few_shot_part(config: QuickConfig, record: Record, stages: Stages, processes: int) -> None:
+def _few_shot_part(config: QuickConfig, record: Record, stages: Stages) -> None:
     shared, models = shared_by_runs(config, stages)
     base = shared.seeds[0]
     record.metric("bayes", bayes_accuracy(test_sentences(config.tests, base)), "exact")
     record.metric("weights", sum(p.numel() for p in models[0].parameters()), "exact")
-    if processes > 1:
-        runs_in_processes(shared, processes)
     compare(shared, record)
     compare_checkpoints(shared, record, models)
 
@@ -152,32 +154,52 @@ def _few_shot_part(config: QuickConfig, record: Record, stages: Stages, processe
     record.array("replay_accuracy", replayed["accuracy"])
 
 
-def runs_in_processes(shared: Comparison, processes: int) -> None:
-    """Make the runs of the comparison several at a time; each leaves its result where `compare` will look for it.
+Part = tuple[
+    str, int, int
+]  # an arm with its k and its seed; or "checkpoint" or "theory" with the number of steps, or 0
+
+
+def all_parts(shared: Comparison, models: dict[int, Decoder]) -> list[Part]:
+    """What takes long; no part needs another, but for the pretrained models."""
+    parts: list[Part] = [("theory", 0, 0)]
+    parts += [("checkpoint", step, 0) for step in models if step != max(models)]
+    return parts + all_runs(shared.config, shared.seeds, shared.few)
+
+
+def parts_in_processes(config: QuickConfig, stages: Stages, parts: Sequence[Part], processes: int) -> None:
+    """Compute parts several at a time; each leaves its result where the run will look for it.
 
     Raises:
-        what a run raises.
+        what a part raises.
     """
-    config, root = shared.config, str(shared.stages.root)
-    items = [(config, root, *run) for run in all_runs(config, shared.seeds, shared.few)]
-    for (_, _, name, shots, seed), outcome in sweep(_one_run, items, jobs=processes, text="few-shot runs"):
+    items = [(config, str(stages.root), part) for part in parts]
+    for (_, _, part), outcome in sweep(_one_part, items, jobs=processes, text="few-shot runs and theory"):
         if isinstance(outcome, BaseException):
-            say(f"  {name}/k{shots}/seed{seed} failed")
+            say("  {} (k or steps {}, seed {}) failed".format(*part))
             raise outcome
 
 
-def _one_run(item: tuple[QuickConfig, str, str, int, int]) -> str:
-    """In a process of its own: one run. Models and sentences are made once in each process."""
-    config, root, name, shots, seed = item
-    os.environ["PAPERCORE_PROGRESS"] = "off"  # the main process shows how many runs are done
+def _one_part(item: tuple[QuickConfig, str, Part]) -> str:
+    """In a process of its own: one part. Models and sentences are made once in each process."""
+    config, root, (name, number, seed) = item
+    os.environ["PAPERCORE_PROGRESS"] = "off"  # the main process shows how many parts are done
     torch.set_num_threads(1)
-    _shared_in_process(config, root).runs(name, shots, (seed,))
+    if name == "theory":
+        _theory_part(
+            config, Record.start(config), Stages(root)
+        )  # the record is made again from what is on disk
+        return name
+    shared, models = _shared_in_process(config, root)
+    if name == "checkpoint":
+        shared.checkpoint(number, models[number])
+    else:
+        shared.runs(name, number, (seed,))
     return name
 
 
 @functools.cache
-def _shared_in_process(config: QuickConfig, root: str) -> Comparison:
-    return shared_by_runs(config, Stages(root))[0]
+def _shared_in_process(config: QuickConfig, root: str) -> tuple[Comparison, dict[int, Decoder]]:
+    return shared_by_runs(config, Stages(root))
 
 
 def _theory_part(config: QuickConfig, record: Record, stages: Stages) -> None:
