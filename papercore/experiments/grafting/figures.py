@@ -120,7 +120,7 @@ def curves(record: Record) -> Drawn:
     caption = (
         f"Accuracy of the pre-trained model with some entries grafted ({record.scale} scale, line: mean of {m['seeds']:.0f} seeds, band: least to "
         f"greatest; N = {m['graftable']:,.0f}). A learned mask needs the fewest entries; first-order scores (one backward pass) and the largest "
-        "changes (movement) need several times as many; random entries do nothing. Ten entries, the "
+        "changes (movement) need several times as many; random entries do nothing. Ten entries, about the "
         "paper's 0.01 %, do nothing either: at this size that number cannot be tested."
     )
     return Drawn(
