@@ -28,7 +28,7 @@ def run(config: lab.Config) -> Record:
     else:
         from papercore.experiments.tint.paper import run_paper
 
-        run_paper(config, record, stages)
+        run_paper(config, record, stages)  # type: ignore[arg-type]
     return record.finish()
 
 

@@ -82,6 +82,8 @@ def _shared(
         position_ids=one.position_ids,
     )  # fmt: skip
     state = simulator.updated_state_dict(output)
+    # Only what changed: a tied head would be given twice.
+    state = {name: state[name] for name in output.updates}
     # Demonstrations that a query does not read need not be there.
     seen = shown if layout == "multi" else ()
     before, after = [], []
