@@ -23,7 +23,7 @@ from papercore.lab.record import Record  # noqa: E402
 from papercore.lab.stages import Stages  # noqa: E402
 
 TINY = {
-    "seeds": 2, "per_class": 4, "tests": 40, "size": 8, "sgd_steps": 6, "multi_steps": 6, "ks": (10, 400, 5000), "mask_steps": 3, "paper_steps": 3,
+    "seeds": 2, "per_class": 8, "tests": 60, "size": 16, "sgd_steps": 30, "multi_steps": 30, "adam_lr": 4e-3, "ks": (10, 400, 5000), "mask_steps": 3, "paper_steps": 3,
     "paper_ks": (400,), "deranged_ks": (100, 3000), "over_train": 12, "over_steps": 20, "over_k": 300, "stage_steps": 4, "paper_lr": 1e9,
     "stage_lr": 1e9,
 }  # fmt: skip

@@ -60,9 +60,9 @@ def idea(record: Record | None = None) -> Drawn:
         fig = Figure()
         for ax, (title, values) in zip(fig.subplots(1, 4), panels, strict=True):
             if title == "grafted":
-                ax.imshow(old, cmap="Greys", vmin=-6, vmax=6)
+                ax.imshow(old.numpy(), cmap="Greys", vmin=-6, vmax=6)
             limits = {"vmin": 0, "vmax": 1.2} if title == "mask" else {"vmin": -3, "vmax": 3}
-            ax.imshow(values, cmap="Greys" if title == "mask" else "cividis", **limits)
+            ax.imshow(values.numpy(), cmap="Greys" if title == "mask" else "cividis", **limits)
             ax.set(xticks=[], yticks=[], title=title)
             ax.grid(False)
     alt = (
