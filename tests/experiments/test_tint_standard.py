@@ -112,7 +112,11 @@ def test_wikitext_comes_from_text_or_from_the_hubs_columns(text, tmp_path, monke
     monkeypatch.setattr(
         standard_text.data,
         "rows",
-        lambda name, split: [{"text": ""}, {"text": f" = {split} = \n"}, {"text": " words \n"}],
+        lambda name, split, config: [
+            {"text": config.replace("wikitext-2-v1", "")},
+            {"text": f" = {split} = \n"},
+            {"text": " words \n"},
+        ],
     )
     assert standard_text.wikitext_lines("test") == [" = test = \n", " words \n"]
 

@@ -90,6 +90,7 @@ def _models(record: Record, form: Form, tokens: Part, trained: list[Part]) -> No
     record.metric("seen_tokens", form.train_steps * form.batch * form.context, "exact")
     weights = sum(p.numel() for p in new_model(form, 0, torch.device("cpu")).parameters())
     record.metric("weights", weights, "exact")
+    record.metric("seeds", len(trained), "exact")
     for split in ("validation", "test"):
         record.metric(f"{split}_tokens", len(tokens[split]), "rel:0.02")
     record.metric(

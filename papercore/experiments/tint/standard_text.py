@@ -22,6 +22,8 @@ from papercore.lab import data
 
 END = "<|endoftext|>"
 WIKITEXT = "wikitext-2"
+# The original release, in which rare words are <unk>; the hub has a raw one too.
+HUB_CONFIG = "wikitext-2-v1"
 # Names that a split has had: the hub's, the older ones of the authors' zip.
 WIKITEXT_FILES = {
     "validation": ("validation.txt", "valid.txt", "wiki.valid.tokens", "wiki.valid.raw"),
@@ -103,7 +105,7 @@ def wikitext_lines(split: str) -> list[str]:
                 text = (place / file).read_text(encoding="utf-8")
                 break
     if text is None:
-        text = "".join(row["text"] for row in data.rows(WIKITEXT, split))
+        text = "".join(row["text"] for row in data.rows(WIKITEXT, split, config=HUB_CONFIG))
     return [line + "\n" for line in text.split("\n") if line.strip()]
 
 
