@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from papercore.experiments import tint
 from papercore.experiments.tint import standard, standard_model, standard_text
 from papercore.experiments.tint.adapting import Way, document_losses, search
 from papercore.experiments.tint.config import Config
+from papercore.experiments.tint.standard_forms import FULL, REDUCED, Form
 from papercore.lab.claims import judge, load_claims
 from papercore.lab.data import Missing
 from papercore.lab.record import Record
@@ -189,3 +192,20 @@ def test_settings_that_cannot_work_are_refused_before_any_work(changes, message,
     monkeypatch.setattr(standard, "tokens_part", lambda *a: pytest.fail("work was begun"))
     with pytest.raises(ValueError, match=message):
         tint.run(Config.standard(**{**TINY, **changes}))
+
+
+@pytest.mark.parametrize("form", [FULL, REDUCED], ids=["full", "reduced"])
+def test_both_forms_fit_together(form):
+    standard._check(form)
+    assert form.width % form.heads == 0 == form.width % Way("tint").stack
+    classes = {"mr": 2, "subj": 2, "cr": 2, "trec": 6}
+    assert all(form.shots % classes[task] == 0 for task in form.tasks)
+    assert len(form.seeds) >= 3 and list(form.context_rates) == sorted(form.context_rates)
+    assert {int(a) * int(b) for a, b in (shape.split("x") for shape in form.layer_steps)} <= {form.layers}
+
+
+def test_a_setting_overrides_its_number_and_the_device_chooses_the_form():
+    config = Config.standard(device="cpu", standard_rates=(1e-3,), standard_shots=2)
+    assert config.form() == dataclasses.replace(REDUCED, rates=(1e-3,), shots=2)
+    assert Config.standard(device="cpu", standard_form="full").form() == FULL
+    assert {f"standard_{f.name}" for f in dataclasses.fields(Form)} <= set(config.as_dict())
