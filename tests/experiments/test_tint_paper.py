@@ -155,3 +155,19 @@ def test_a_post_norm_model_is_refused(tmp_path, monkeypatch):
         NotImplementedError, match="TinT simulates pre-LN blocks; this OPT normalises after each branch"
     ):
         tint.run(Config.paper(**TINY, paper_models=(str(place),), paper_parts=("language",)))
+
+
+def test_large_sets_are_not_read_whole_from_the_hub(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setenv("PAPERCORE_DATA", str(tmp_path))
+    monkeypatch.setattr(
+        paper_tasks.data,
+        "rows",
+        lambda name, split, config: asked.append((name, split)) or [{"content": " fine ", "label": 1}],
+    )
+    texts, labels = paper_tasks.examples(paper_tasks.TASKS["amazon"], "train")
+    assert (
+        asked == [("fancyzhx/amazon_polarity", "train[:50000]")]
+        and texts == ["fine"]
+        and labels.tolist() == [1]
+    )
