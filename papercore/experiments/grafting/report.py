@@ -86,7 +86,6 @@ def curves(config: QuickConfig, record: Record, found: Found, tasks: Sequence[st
         record.metric(f"learned_minus_{name}_se", gap.se, "abs:0.05")
         record.metric(f"learned_minus_{name}_p", gap.p, "abs:1")
     record.metric("wrong_entries", wrong, "exact")
-    record.metric("trained_values", 0, "exact")
     record.metric("retrained_accuracy", float(np.mean(anew)), "abs:0.03")
     record.metric("not_retrained_accuracy", float(np.mean(kept)), "abs:0.03")
 
