@@ -70,16 +70,28 @@ def resolve_device(device: str) -> str:
 class Config:
     """Settings common to every chapter; subclasses add their own with `option`.
 
+    A chapter's class names its `slug`. A scale with other fields has a subclass of that, `class StandardConfig(Config,
+    scale="standard")`, which `standard()` then returns.
+
     Raises:
         ValueError: an unknown scale, device or field, or a value outside what its field allows.
         TypeError: a value of the wrong kind for its field.
     """
 
     slug: ClassVar[str] = ""
+    # Of a chapter: the class of each scale that has fields of its own.
+    scale_classes: ClassVar[dict[str, type[Config]]] = {}
 
     scale: str = option("quick", "size of the run", choices=SCALES)
     device: str = option("auto", "where tensors live; auto takes CUDA when there is one", choices=DEVICES)
     seed: int = option(0, "added to every seed of the run", minimum=0)
+
+    def __init_subclass__(cls, *, scale: str | None = None, **others: Any) -> None:
+        super().__init_subclass__(**others)
+        if "slug" in cls.__dict__:
+            cls.scale_classes = {}
+        if scale is not None:
+            cls.scale_classes[checked_choice("scale", scale, SCALES)] = cls
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -108,8 +120,9 @@ class Config:
 
     @classmethod
     def _made(cls, scale: str, settings: dict[str, Any], overrides: dict[str, Any]) -> Self:
-        cls.check_fields(overrides)
-        return cls(**{**settings, **overrides, "scale": scale})
+        made: type[Any] = cls.scale_classes.get(scale, cls)
+        made.check_fields(overrides)
+        return made(**{**settings, **overrides, "scale": scale})
 
     @classmethod
     def check_fields(cls, names: Iterable[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 from papercore.experiments.grafting.standard_settings import StandardSettings
 from papercore.lab import config as lab
@@ -16,25 +16,9 @@ class Config(lab.Config):
 
     slug: ClassVar[str] = "grafting"
 
-    @classmethod
-    def quick(cls, **overrides: Any) -> QuickConfig:
-        return QuickConfig._made("quick", {}, overrides)
-
-    @classmethod
-    def standard(cls, **overrides: Any) -> StandardConfig:
-        return StandardConfig._made("standard", {}, overrides)
-
-    @classmethod
-    def paper(cls, **overrides: Any) -> PaperConfig:
-        return PaperConfig._made("paper", {}, overrides)
-
-    @classmethod
-    def at(cls, scale: str, **overrides: Any) -> Self:
-        return super().at(scale, **overrides)
-
 
 @dataclasses.dataclass(frozen=True)
-class QuickConfig(Config):
+class QuickConfig(Config, scale="quick"):
     """A language with latent attributes and a model of 109,884 weights, of which 99,968 can be grafted."""
 
     seeds: int = option(3, "seeds: few-shot documents, order of training, masks", minimum=2)
@@ -73,10 +57,10 @@ class QuickConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True)
-class StandardConfig(StandardSettings, Config):
+class StandardConfig(StandardSettings, Config, scale="standard"):
     """A real pre-trained encoder on four real tasks."""
 
 
 @dataclasses.dataclass(frozen=True)
-class PaperConfig(Config):
+class PaperConfig(Config, scale="paper"):
     """RoBERTa-base with prompts, as the paper ran it."""

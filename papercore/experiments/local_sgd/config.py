@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 from papercore.experiments.local_sgd.paper_settings import PaperSettings
 from papercore.experiments.local_sgd.standard_settings import StandardSettings
@@ -17,25 +17,9 @@ class Config(lab.Config):
 
     slug: ClassVar[str] = "local_sgd"
 
-    @classmethod
-    def quick(cls, **overrides: Any) -> QuickConfig:
-        return QuickConfig._made("quick", {}, overrides)
-
-    @classmethod
-    def standard(cls, **overrides: Any) -> StandardConfig:
-        return StandardConfig._made("standard", {}, overrides)
-
-    @classmethod
-    def paper(cls, **overrides: Any) -> PaperConfig:
-        return PaperConfig._made("paper", {}, overrides)
-
-    @classmethod
-    def at(cls, scale: str, **overrides: Any) -> Self:
-        return super().at(scale, **overrides)
-
 
 @dataclasses.dataclass(frozen=True)
-class QuickConfig(Config):
+class QuickConfig(Config, scale="quick"):
     """Two problems with a known answer, and scikit-learn's digits with wrong labels."""
 
     workers: int = option(8, "workers K of every run, unless a figure varies it", minimum=2)
@@ -62,10 +46,10 @@ class QuickConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True)
-class StandardConfig(StandardSettings, Config):
+class StandardConfig(StandardSettings, Config, scale="standard"):
     """CIFAR-10 and a small residual network with virtual workers."""
 
 
 @dataclasses.dataclass(frozen=True)
-class PaperConfig(PaperSettings, Config):
+class PaperConfig(PaperSettings, Config, scale="paper"):
     """The networks, data and settings of the paper's code."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 from papercore.experiments.mezo.paper_settings import PaperSettings
 from papercore.experiments.mezo.standard_settings import StandardSettings
@@ -17,25 +17,9 @@ class Config(lab.Config):
 
     slug: ClassVar[str] = "mezo"
 
-    @classmethod
-    def quick(cls, **overrides: Any) -> QuickConfig:
-        return QuickConfig._made("quick", {}, overrides)
-
-    @classmethod
-    def standard(cls, **overrides: Any) -> StandardConfig:
-        return StandardConfig._made("standard", {}, overrides)
-
-    @classmethod
-    def paper(cls, **overrides: Any) -> PaperConfig:
-        return PaperConfig._made("paper", {}, overrides)
-
-    @classmethod
-    def at(cls, scale: str, **overrides: Any) -> Self:
-        return super().at(scale, **overrides)
-
 
 @dataclasses.dataclass(frozen=True)
-class QuickConfig(Config):
+class QuickConfig(Config, scale="quick"):
     """A generated language and a model of 121,344 weights, trained on the spot."""
 
     pretrain_steps: int = option(500, "steps of language modelling before any task", minimum=1)
@@ -55,10 +39,10 @@ class QuickConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True)
-class StandardConfig(StandardSettings, Config):
+class StandardConfig(StandardSettings, Config, scale="standard"):
     """A pretrained sentence encoder and TREC."""
 
 
 @dataclasses.dataclass(frozen=True)
-class PaperConfig(PaperSettings, Config):
+class PaperConfig(PaperSettings, Config, scale="paper"):
     """The paper's models, tasks and grids."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from papercore.experiments.mezo.arms import ARMS, FT_GRID, few_shot, fine_tune, run_mezo, test_sentences
-from papercore.experiments.mezo.config import Config, QuickConfig
+from papercore.experiments.mezo.config import QuickConfig
 from papercore.experiments.mezo.quick import TUNING, pretrained, with_weights
 from papercore.lab.progress import progress
 from papercore.lab.record import Record
@@ -86,7 +86,7 @@ def tune(config: QuickConfig) -> Record:
 
 
 if __name__ == "__main__":
-    made = tune(Config.quick())
+    made = tune(QuickConfig.quick())
     made.save(TUNING)
     for row in made.tables["sweep"]["rows"]:
         print(*row)

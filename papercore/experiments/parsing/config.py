@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 from papercore.experiments.parsing.paper_settings import PaperSettings
 from papercore.experiments.parsing.standard_settings import StandardSettings
@@ -17,25 +17,9 @@ class Config(lab.Config):
 
     slug: ClassVar[str] = "parsing"
 
-    @classmethod
-    def quick(cls, **overrides: Any) -> QuickConfig:
-        return QuickConfig._made("quick", {}, overrides)
-
-    @classmethod
-    def standard(cls, **overrides: Any) -> StandardConfig:
-        return StandardConfig._made("standard", {}, overrides)
-
-    @classmethod
-    def paper(cls, **overrides: Any) -> PaperConfig:
-        return PaperConfig._made("paper", {}, overrides)
-
-    @classmethod
-    def at(cls, scale: str, **overrides: Any) -> Self:
-        return super().at(scale, **overrides)
-
 
 @dataclasses.dataclass(frozen=True)
-class QuickConfig(Config):
+class QuickConfig(Config, scale="quick"):
     """An English-like grammar and a masked language model of 375,552 weights, trained on the spot."""
 
     sentences: int = option(100_000, "training sentences, sampled from the grammar", minimum=1)
@@ -72,10 +56,10 @@ class QuickConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True)
-class StandardConfig(StandardSettings, Config):
+class StandardConfig(StandardSettings, Config, scale="standard"):
     """Larger models on two grammars, and truncated inside-outside on the user's treebank."""
 
 
 @dataclasses.dataclass(frozen=True)
-class PaperConfig(PaperSettings, Config):
+class PaperConfig(PaperSettings, Config, scale="paper"):
     """The paper's model sizes, sentences of a treebank's grammar, and probes on the treebank."""

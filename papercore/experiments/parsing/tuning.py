@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from papercore.experiments.parsing.config import Config, QuickConfig
+from papercore.experiments.parsing.config import QuickConfig
 from papercore.experiments.parsing.corpus import one_mask
 from papercore.experiments.parsing.masked_lm import log_probabilities
 from papercore.experiments.parsing.predictors import Scores, posterior
@@ -82,7 +82,7 @@ def tune(config: QuickConfig) -> Record:
 
 
 if __name__ == "__main__":
-    result = tune(Config.quick(device="cpu"))
+    result = tune(QuickConfig.quick(device="cpu"))
     result.save(TUNING)
     for line in result.tables["sweep"]["rows"]:
         print(*line)

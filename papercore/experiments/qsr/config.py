@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 from papercore.experiments.qsr.paper_settings import PaperSettings
 from papercore.experiments.qsr.standard_settings import StandardSettings
@@ -17,25 +17,9 @@ class Config(lab.Config):
 
     slug: ClassVar[str] = "qsr"
 
-    @classmethod
-    def quick(cls, **overrides: Any) -> QuickConfig:
-        return QuickConfig._made("quick", {}, overrides)
-
-    @classmethod
-    def standard(cls, **overrides: Any) -> StandardConfig:
-        return StandardConfig._made("standard", {}, overrides)
-
-    @classmethod
-    def paper(cls, **overrides: Any) -> PaperConfig:
-        return PaperConfig._made("paper", {}, overrides)
-
-    @classmethod
-    def at(cls, scale: str, **overrides: Any) -> Self:
-        return super().at(scale, **overrides)
-
 
 @dataclasses.dataclass(frozen=True)
-class QuickConfig(Config):
+class QuickConfig(Config, scale="quick"):
     """Counts, a problem with exact theory, digits with wrong labels, and real processes against a cost model."""
 
     engine: str = option(
@@ -63,10 +47,10 @@ class QuickConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True)
-class StandardConfig(StandardSettings, Config):
+class StandardConfig(StandardSettings, Config, scale="standard"):
     """CIFAR-10 with virtual workers on one device."""
 
 
 @dataclasses.dataclass(frozen=True)
-class PaperConfig(PaperSettings, Config):
+class PaperConfig(PaperSettings, Config, scale="paper"):
     """ImageNet with one process a worker."""

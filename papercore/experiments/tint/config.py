@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 from papercore.experiments.tint.paper_settings import PaperSettings
 from papercore.experiments.tint.standard_settings import StandardSettings
@@ -17,25 +17,9 @@ class Config(lab.Config):
 
     slug: ClassVar[str] = "tint"
 
-    @classmethod
-    def quick(cls, **overrides: Any) -> QuickConfig:
-        return QuickConfig._made("quick", {}, overrides)
-
-    @classmethod
-    def standard(cls, **overrides: Any) -> StandardConfig:
-        return StandardConfig._made("standard", {}, overrides)
-
-    @classmethod
-    def paper(cls, **overrides: Any) -> PaperConfig:
-        return PaperConfig._made("paper", {}, overrides)
-
-    @classmethod
-    def at(cls, scale: str, **overrides: Any) -> Self:
-        return super().at(scale, **overrides)
-
 
 @dataclasses.dataclass(frozen=True)
-class QuickConfig(Config):
+class QuickConfig(Config, scale="quick"):
     """Auxiliary models of two layers on languages of topics and private names, trained on the spot."""
 
     seeds: int = option(3, "auxiliary models, each with a language and documents of its own", minimum=2)
@@ -70,10 +54,10 @@ class QuickConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True)
-class StandardConfig(StandardSettings, Config):
+class StandardConfig(StandardSettings, Config, scale="standard"):
     """Small GPTs trained on free text, WikiText-2, and few-shot classification."""
 
 
 @dataclasses.dataclass(frozen=True)
-class PaperConfig(PaperSettings, Config):
+class PaperConfig(PaperSettings, Config, scale="paper"):
     """GPT-2 and OPT-125M on WikiText-103 and seven classification sets."""
