@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from papercore.grafting import Graft, Mask, random_mask, task_vector
+
 Batch = tuple[Tensor, Tensor]
 
 
@@ -183,3 +185,16 @@ class OfficialLoop:
             n: torch.round(torch.sigmoid(s - self.bias) * (1 - 2 * g) + g) == 1
             for n, s, g in zip(self.names, kept, self.base, strict=True)
         }
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def made(
+    dtype: torch.dtype = torch.float32, *, k: int = 20, seed: int = 0
+) -> tuple[nn.Module, nn.Module, Mask, Graft]:
+    """Two models, a mask and the graft that it makes of them."""
+    base = network(dtype=dtype)
+    tuned = finetuned(base, seed + 1)
+    mask = random_mask(task_vector(base, tuned), k=k, generator=seed)
+    return base, tuned, mask, Graft.from_mask(tuned, mask)
