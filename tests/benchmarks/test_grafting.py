@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
@@ -43,6 +42,7 @@ from papercore.grafting import (
     random_mask,
     task_vector,
 )
+from papercore.lab.benchmarks import save_benchmark
 from papercore.lab.memory import peak_allocated
 from tests.grafting.reference import OfficialLoop
 
@@ -327,12 +327,7 @@ def record(rows: list[Row]) -> dict[str, object]:
 
 
 def write(path: Path, rows: list[Row]) -> None:
-    if path.suffix != ".json" or (path.exists() and not path.is_file()):
-        raise ValueError(f"the measurements go to a .json file, got {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(record(rows), indent=1) + "\n")
-    os.replace(draft, path)
+    save_benchmark(path, record(rows))
 
 
 # ---- as tests --------------------------------------------------------------------------------------------------------

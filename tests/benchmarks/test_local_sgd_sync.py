@@ -32,6 +32,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 
+from papercore.lab.benchmarks import save_benchmark
+
 ROUNDS = int(os.environ.get("PAPERCORE_BENCH_ROUNDS", "25"))
 WIDTHS = (64, 256)
 Average = Callable[[], object]
@@ -263,12 +265,7 @@ def _processor() -> str:
 
 
 def write(path: Path, rows: list[Row]) -> None:
-    if path.suffix != ".json" or (path.exists() and not path.is_file()):
-        raise ValueError(f"the measurements go to a .json file, got {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(record(rows), indent=1) + "\n")
-    os.replace(draft, path)
+    save_benchmark(path, record(rows))
 
 
 # ---- as tests --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import statistics
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from papercore.lab.benchmarks import save_benchmark
 from papercore.mezo import MeZO
 
 ROUNDS = int(os.environ.get("PAPERCORE_BENCH_ROUNDS", "15"))
@@ -302,12 +302,7 @@ def _processor() -> str:
 
 
 def write(path: Path, rows: list[Row]) -> None:
-    if path.suffix != ".json" or (path.exists() and not path.is_file()):
-        raise ValueError(f"the measurements go to a .json file, got {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(record(rows), indent=1) + "\n")
-    os.replace(draft, path)
+    save_benchmark(path, record(rows))
 
 
 # ---- as tests --------------------------------------------------------------------------------------------------------

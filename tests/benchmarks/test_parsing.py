@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import statistics
@@ -27,6 +26,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from papercore.lab.benchmarks import save_benchmark
 from papercore.parsing import PCFG, english, inside_outside, to_nltk
 from papercore.parsing.chart import inside
 
@@ -229,12 +229,7 @@ def record(rows: list[Row]) -> dict[str, object]:
 
 
 def write(path: Path, rows: list[Row]) -> None:
-    if path.suffix != ".json" or (path.exists() and not path.is_file()):
-        raise ValueError(f"the measurements go to a .json file, got {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(record(rows), indent=1) + "\n")
-    os.replace(draft, path)
+    save_benchmark(path, record(rows))
 
 
 # ---- as tests --------------------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import statistics
@@ -36,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from papercore.lab.benchmarks import save_benchmark
 from papercore.unlearning import (
     KeyValueBottleneck,
     fine_tune,
@@ -307,12 +307,7 @@ def record(rows: list[Row]) -> dict[str, object]:
 
 
 def write(path: Path, rows: list[Row]) -> None:
-    if path.suffix != ".json" or (path.exists() and not path.is_file()):
-        raise ValueError(f"the measurements go to a .json file, got {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(record(rows), indent=1) + "\n")
-    os.replace(draft, path)
+    save_benchmark(path, record(rows))
 
 
 # ---- as tests --------------------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ def test_a_record_of_another_scale_is_named_in_a_sentence(record):
 
 
 def test_step_time_reads_the_benchmarks_and_says_when_there_are_none(tmp_path, monkeypatch):
-    monkeypatch.setattr("papercore.experiments.mezo.figures_cost.record_folders", lambda: [tmp_path])
+    monkeypatch.setattr("papercore.lab.benchmarks.record_folders", lambda: [tmp_path])
     with pytest.raises(page.NotMeasured, match="make bench"):
         figures.step_time()
     file = tmp_path / "benchmarks" / "mezo.json"

@@ -97,9 +97,7 @@ def test_a_record_of_another_scale_is_named_in_a_sentence(record):
 
 
 def test_speed_reads_the_benchmarks_and_says_when_there_are_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "papercore.experiments.parsing.figures_construction.record_folders", lambda: [tmp_path]
-    )
+    monkeypatch.setattr("papercore.lab.benchmarks.record_folders", lambda: [tmp_path])
     with pytest.raises(page.NotMeasured, match="make bench"):
         figures.speed()
     file = tmp_path / "benchmarks" / "parsing.json"

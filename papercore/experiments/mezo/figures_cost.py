@@ -11,8 +11,6 @@ Glossary
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +18,9 @@ from matplotlib.figure import Figure
 
 from papercore.experiments.mezo.closed_forms import GPU_GIB
 from papercore.experiments.mezo.figures_theory import LEGEND
+from papercore.lab.benchmarks import find_benchmark
 from papercore.lab.figures import COLOURS, GREY, MARKERS, reported_style, series_style, style
 from papercore.lab.page import Drawn, NotMeasured, require, rows
-from papercore.lab.paths import record_folders
 from papercore.lab.record import Record
 
 
@@ -236,27 +234,9 @@ def hours(record: Record) -> Drawn:
     return Drawn("fig-mezo-hours", fig, alt, caption)
 
 
-def benchmarks() -> dict[str, Any] | None:
-    """The newest benchmark record of the kernel, or None where there is none."""
-    for folder in record_folders():
-        path = folder / "benchmarks" / "mezo.json"
-        if path.is_file():
-            return _read(path)
-    return None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    document = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(document, dict):
-        raise ValueError(
-            f"{path} is not a benchmark record: the top level is a {type(document).__name__}, expected an object"
-        )
-    return document
-
-
 def step_time(record: Record | None = None) -> Drawn:
     """Time of a step over its two forward passes, by kernel; from the benchmarks, not from `record`."""
-    found = benchmarks()
+    found = find_benchmark("mezo")
     if found is None:
         raise NotMeasured("records/benchmarks/mezo.json is missing: make bench measures the kernels")
     lines: dict[str, dict[int, dict[str, Any]]] = {}

@@ -8,18 +8,15 @@ Glossary
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
 from papercore.experiments.parsing.figures_charts import LEGEND
+from papercore.lab.benchmarks import find_benchmark
 from papercore.lab.claims import reported_value
 from papercore.lab.figures import COLOURS, GREY, reported_style, series_style, style
 from papercore.lab.page import Drawn, NotMeasured, require, rows
-from papercore.lab.paths import record_folders
 from papercore.lab.record import Record
 from papercore.parsing import ConstructedIO, english
 
@@ -150,21 +147,9 @@ def truncation(record: Record) -> Drawn:
     return Drawn("fig-parsing-truncation", fig, alt, caption)
 
 
-def benchmarks() -> dict[str, Any] | None:
-    """The newest benchmark record of the kernel, or None where there is none."""
-    for folder in record_folders():
-        path = folder / "benchmarks" / "parsing.json"
-        if path.is_file():
-            document = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(document, dict):
-                raise ValueError(f"{path} is not a benchmark record: expected an object at the top level")
-            return document
-    return None
-
-
 def speed(record: Record | None = None) -> Drawn:
     """Time of each peer over that of all marginals; from the benchmarks, not from `record`."""
-    found = benchmarks()
+    found = find_benchmark("parsing")
     if found is None:
         raise NotMeasured("records/benchmarks/parsing.json is missing: make bench measures the kernels")
     tasks = {"dense": "random dense grammar", "english": "this book's grammar"}
