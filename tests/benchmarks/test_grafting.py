@@ -1,7 +1,7 @@
 """What learning a mask costs beside fine-tuning, in time and in memory, and how fast a graft goes in and out.
 
-    python tests/benchmarks/test_grafting.py [OUT.json]        the table, and a file for the book's page
-    pytest tests/benchmarks/test_grafting.py                   the same with the targets as tests
+    python -m tests.benchmarks.test_grafting [OUT.json]        the table, and a file for the book's page
+    pytest tests/benchmarks/test_grafting.py                     the same with the targets as tests
 
 One thread, one process, CPU time, float32. The model is a transformer encoder of 4 layers (d = 256) whose N = 3.2M entries
 can be grafted, as in the paper's runs with frozen embeddings and head; an update reads 4 micro-batches of 8 x 32 tokens. The peer is
